@@ -1,0 +1,217 @@
+"""A trained model as one self-contained file: save, load, describe.
+
+A checkpoint holds plain data only (dicts, lists, numbers, strings, tensors), so that loading one
+never runs code, and needs neither the data set, nor spaCy, nor a download.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loader import DataError, Vocabulary, whole_file
+from model import ImageCaptioningModel
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+
+
+@dataclass
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+        model: in eval mode once loaded.
+        vocabulary: the words of the model's ids.
+        settings: those of the training run, plain values by name.
+        epoch: how many epochs it was trained.
+        scores: validation scores of this epoch, by name.
+        started_at: when the run began, as ``2026-01-31_18-30-00``.
+        training: what it takes to go on with the run; empty in ``best.pt``.
+    """
+
+    model: ImageCaptioningModel
+    vocabulary: Vocabulary
+    settings: dict[str, Any]
+    epoch: int
+    scores: dict[str, float]
+    started_at: str
+    training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def image_size(self) -> int:
+        """The side of the square pictures the model was trained on, in pixels."""
+        return self.settings["image_size"]
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint, whole or not at all."""
+    state = checkpoint.model.state_dict()
+    vocabulary = checkpoint.vocabulary
+    content = {
+        "format": FORMAT,
+        "model": checkpoint.model.options,
+        "encoder": {name: value for name, value in state.items() if name.startswith("encoder.")},
+        "decoder": {
+            name: value for name, value in state.items() if not name.startswith("encoder.")
+        },
+        "vocabulary": {
+            "words": vocabulary.words,
+            "counts": vocabulary.counts,
+            "language": vocabulary.language,
+            "separator": vocabulary.separator,
+        },
+        "settings": checkpoint.settings,
+        "epoch": checkpoint.epoch,
+        "scores": checkpoint.scores,
+        "started_at": checkpoint.started_at,
+        "training": checkpoint.training,
+    }
+    with whole_file(path) as part:
+        torch.save(content, part)
+
+
+def load(path: Path, device: torch.device) -> Checkpoint:
+    """Read a checkpoint and build its model.
+
+    Raises:
+        DataError: there is no such file, it is no checkpoint, damaged, or of a newer format.
+    """
+    content = _read(path, device)
+    try:
+        vocabulary = Vocabulary(**content["vocabulary"])
+        # Built without memory of its own: the file's tensors become the model's.
+        with torch.device("meta"):
+            model = ImageCaptioningModel(**content["model"])
+        model.load_state_dict({**content["encoder"], **content["decoder"]}, assign=True)
+        checkpoint = Checkpoint(
+            model.eval(),
+            vocabulary,
+            content["settings"],
+            content["epoch"],
+            content["scores"],
+            content["started_at"],
+            content["training"],
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise DataError(f"{path} is damaged or no checkpoint of this project: {reason}") from error
+    n_words = len(vocabulary)
+    if model.words.out_features != n_words:
+        raise DataError(
+            f"{path} is damaged: its model knows {model.words.out_features} words, "
+            f"its vocabulary {n_words}."
+        )
+    return checkpoint
+
+
+def _read(path: Path, device: torch.device) -> dict[str, Any]:
+    if not path.is_file():
+        demo = path.parent / "demo" / path.name
+        hint = f" The demo's is {demo}." if demo.is_file() else ""
+        raise DataError(
+            f"no checkpoint {path}: train one with `python train.py` (--demo needs no data), or "
+            f"name another with --checkpoint.{hint}"
+        )
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except OSError as error:
+        if isinstance(error, PermissionError):
+            raise
+        raise DataError(f"{path} is damaged or no checkpoint: {error}") from error
+    except Exception as error:  # what torch raises on a file of another kind is not documented
+        raise DataError(
+            f"{path} is no checkpoint of this project, or damaged: give a best.pt or last.pt "
+            "that train.py wrote."
+        ) from error
+    found = content.get("format") if isinstance(content, Mapping) else None
+    if not isinstance(found, int):
+        raise DataError(f"{path} is no checkpoint of this project: give one that train.py wrote.")
+    if found > FORMAT:
+        raise DataError(
+            f"{path} was written by a newer version (format {found}, this one reads up to "
+            f"{FORMAT}): update the project."
+        )
+    return dict(content)
+
+
+def describe(checkpoint: Checkpoint) -> str:
+    """A model card in Markdown: what the model is, what it saw, what it scored."""
+    options, settings = checkpoint.model.options, checkpoint.settings
+    scores = "\n".join(f"| {name} | {value:.1f} |" for name, value in checkpoint.scores.items())
+    return (
+        f"**{options['encoder']} + LSTM**, {len(checkpoint.vocabulary):,} words "
+        f"({checkpoint.vocabulary.language}), embedding {options['embedding_size']}, hidden "
+        f"{options['hidden_size']}, {options['num_layers']} layer(s)\n\n"
+        f"Encoder weights: {settings['encoder_weights']}. Trained on {settings['data']} for "
+        f"{checkpoint.epoch} epoch(s), begun {checkpoint.started_at}.\n\n"
+        f"Validation, beam {settings['beam_size']}:\n\n| score | x 100 |\n|---|---|\n{scores}\n"
+    )
+
+
+def load_encoder(model: ImageCaptioningModel, weights: str) -> None:
+    """Give the model's ResNet its pretrained weights.
+
+    Args:
+        model: its encoder is filled in.
+        weights: a name of torchvision's, as IMAGENET1K_V1; a file with a ResNet's state dict,
+            with or without its ``fc``; or ``none`` to leave it random.
+
+    Raises:
+        DataError: no such name or file, no way to download, or weights of another network.
+    """
+    if weights == "none":
+        return
+    name = model.options["encoder"]
+    state = _weights_file(Path(weights)) if _is_file(weights) else _download(name, weights)
+    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    try:
+        model.encoder.load_state_dict(state)
+    except RuntimeError as error:
+        raise DataError(
+            f"the weights {weights} do not fit {name}: give those of a torchvision {name}, or "
+            "choose the network they belong to with --encoder."
+        ) from error
+
+
+def _is_file(weights: str) -> bool:
+    return Path(weights).exists() or "/" in weights or "." in weights
+
+
+def _weights_file(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise DataError(f"no file {path}: check --encoder-weights.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # see _read
+        raise DataError(f"{path} holds no weights or is damaged: expected a state dict.") from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise DataError(f"{path} holds no state dict of a ResNet: expected names and tensors.")
+    return state
+
+
+def _download(encoder: str, weights: str) -> Mapping[str, Tensor]:
+    from torchvision import models
+
+    known = models.get_model_weights(encoder).__members__
+    if weights not in known:
+        raise DataError(
+            f"{encoder} has no weights {weights!r}: give --encoder-weights {', '.join(known)}, a "
+            "file, or none."
+        )
+    try:
+        show = log.isEnabledFor(logging.INFO)
+        return known[weights].get_state_dict(progress=show, check_hash=True)
+    except (OSError, RuntimeError) as error:  # no network, or a download that was cut short
+        reason = getattr(error, "reason", error)
+        raise DataError(
+            f"cannot download {known[weights].url} ({reason}). Fetch it on another machine and "
+            "give --encoder-weights FILE, or train from scratch with --encoder-weights none."
+        ) from error

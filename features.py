@@ -1,0 +1,214 @@
+"""What the model looks at, computed once and kept on disk.
+
+With a frozen encoder that is each picture's vector; with an encoder that trains, its pixels at the
+model's size. Rows are memory-mapped, found again only for the very same file, network and size,
+and safe to delete at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from loader import DataError, read_pictures, whole_file
+from model import ImageCaptioningModel
+
+# Part of every key: raised whenever ``loader.transform`` or ``model.encode`` changes its numbers.
+VERSION = 1
+INDEX_EVERY = 10.0  # seconds; what an interruption can cost
+
+
+@dataclass(frozen=True)
+class Rows(Sequence[Tensor]):
+    """Rows of memory-mapped shards; each is read when it is asked for."""
+
+    places: list[tuple[np.ndarray, int]]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Tensor:
+        shard, row = self.places[index]
+        return torch.from_numpy(np.array(shard[row]))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Images ready to be trained on.
+
+    Attributes:
+        rows: one for each picture that could be read, in the order of the paths.
+        readable: the indices of these pictures among the paths given.
+        unreadable: path → why not, for the others.
+        n_computed: rows that were not in the cache.
+    """
+
+    rows: Rows
+    readable: list[int]
+    unreadable: dict[Path, str]
+    n_computed: int
+
+
+def prepare(
+    paths: Sequence[Path],
+    model: ImageCaptioningModel,
+    *,
+    image_size: int,
+    cache: Path,
+    device: torch.device,
+    batch_size: int = 32,
+    progress: Callable[..., Iterable[Any]] = lambda pictures, **_: pictures,
+) -> Prepared:
+    """Get each picture's row from the cache, and compute and keep those that are not there.
+
+    Args:
+        paths: pictures.
+        model: its encoder gives the vectors if it is frozen; else rows are pixels.
+        image_size: S, the side the pictures are squashed to.
+        cache: a folder, made if need be.
+        device: where the encoder runs.
+        batch_size: pictures encoded at a time.
+        progress: wraps the pictures still to be read, given their number as ``total``.
+
+    Returns:
+        Rows of (F,) float32 or (3, S, S) uint8.
+    """
+    if model.train_encoder:
+        name, shape, dtype = f"pixels-{image_size}-v{VERSION}", (3, image_size, image_size), "uint8"
+    else:
+        weights = _fingerprint(model.encoder)
+        encoder = model.options["encoder"]
+        name, shape, dtype = (
+            f"{encoder}-{weights}-{image_size}-v{VERSION}",
+            (model.feature_size,),
+            "float32",
+        )
+    shards = _Shards(cache / name, shape, np.dtype(dtype))
+    identities = [_identity(path) for path in paths]
+    missing = {
+        path: identity
+        for path, identity in zip(paths, identities, strict=True)
+        if identity not in shards.places
+    }
+    unreadable: dict[Path, str] = {}
+    if missing:
+        model.eval()
+        with shards.writer() as append:
+            pictures = progress(read_pictures(missing, image_size), total=len(missing))
+            for batch in _batches(pictures, batch_size, unreadable):
+                images = torch.stack(list(batch.values()))
+                if not model.train_encoder:
+                    with torch.inference_mode():
+                        images = model.encode(images.to(device)).cpu()
+                append([missing[path] for path in batch], images.numpy())
+        shards = _Shards(cache / name, shape, np.dtype(dtype))
+    readable = [i for i, path in enumerate(paths) if path not in unreadable]
+    rows = Rows([shards.places[identities[i]] for i in readable])
+    return Prepared(rows, readable, unreadable, len(missing) - len(unreadable))
+
+
+def _batches(
+    pictures: Iterable[tuple[Path, Tensor | DataError]],
+    batch_size: int,
+    unreadable: dict[Path, str],
+) -> Iterator[dict[Path, Tensor]]:
+    """Readable pictures in batches; the others go into ``unreadable``."""
+    batch: dict[Path, Tensor] = {}
+    for path, picture in pictures:
+        if isinstance(picture, DataError):
+            unreadable[path] = str(picture)
+            continue
+        batch[path] = picture
+        if len(batch) == batch_size:
+            yield batch
+            batch = {}
+    if batch:
+        yield batch
+
+
+class _Shards:
+    """The files of one kind of rows.
+
+    A run that computes rows writes a shard of its own, ``X.bin`` with the rows and ``X.json`` with
+    the pictures they belong to, so runs at the same time do not disturb each other. The list is
+    written after the rows it names: rows beyond it are remains of an interruption.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.folder, self.shape, self.dtype = folder, shape, dtype
+        self.places: dict[str, tuple[np.ndarray, int]] = {}
+        for index in sorted(folder.glob("*.json")):
+            self._open(index)
+
+    def _open(self, index: Path) -> None:
+        data = index.with_suffix(".bin")
+        row_bytes = int(np.prod(self.shape)) * self.dtype.itemsize
+        try:
+            identities = json.loads(index.read_text(encoding="utf-8"))
+            if not identities or data.stat().st_size < len(identities) * row_bytes:
+                return  # truncated: as if it were not there
+            shape = (len(identities), *self.shape)
+            rows = np.memmap(data, dtype=self.dtype, mode="r", shape=shape)
+        except (OSError, ValueError):
+            return
+        self.places |= {identity: (rows, row) for row, identity in enumerate(identities)}
+
+    @contextmanager
+    def writer(self) -> Iterator[Callable[[list[str], np.ndarray], None]]:
+        """A function that appends rows and whose they are to a new shard.
+
+        What was appended is kept, after an error or an interruption too.
+        """
+        stem = self.folder / f"{time.time_ns():x}-{os.getpid()}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        identities: list[str] = []
+        indexed_at = time.monotonic()
+
+        def write_index() -> None:
+            file.flush()
+            os.fsync(file.fileno())
+            with whole_file(stem.with_suffix(".json")) as part:
+                part.write_text(json.dumps(identities), encoding="utf-8")
+
+        def append(new: list[str], rows: np.ndarray) -> None:
+            nonlocal indexed_at
+            file.write(np.ascontiguousarray(rows, self.dtype).tobytes())
+            identities.extend(new)
+            if time.monotonic() - indexed_at > INDEX_EVERY:
+                write_index()
+                indexed_at = time.monotonic()
+
+        with stem.with_suffix(".bin").open("wb") as file:
+            try:
+                yield append
+            finally:
+                write_index()
+
+
+def _identity(path: Path) -> str:
+    """What tells a picture from its earlier versions: where it is, its size and its time."""
+    try:
+        status = path.stat()
+    except OSError:
+        return f"{path}|missing"
+    return f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+
+
+def _fingerprint(module: torch.nn.Module) -> str:
+    """A short hash of a module's weights."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
