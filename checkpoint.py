@@ -50,6 +50,15 @@ class Checkpoint:
         """The side of the square pictures the model was trained on, in pixels."""
         return self.settings["image_size"]
 
+    def search(
+        self, beam_size: int | None, max_words: int | None, length_penalty: float | None
+    ) -> dict[str, Any]:
+        """Arguments for ``model.caption``: what is given, and else as the run validated with."""
+        given = {"beam_size": beam_size, "max_words": max_words, "length_penalty": length_penalty}
+        return {
+            name: self.settings[name] if value is None else value for name, value in given.items()
+        }
+
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint, whole or not at all."""

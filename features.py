@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +50,13 @@ class Prepared:
 
     Attributes:
         rows: one for each picture that could be read, in the order of the paths.
-        readable: the indices of these pictures among the paths given.
+        kept: the indices of these pictures among the paths given.
         unreadable: path → why not, for the others.
-        n_computed: rows that were not in the cache.
     """
 
     rows: Rows
-    readable: list[int]
+    kept: list[int]
     unreadable: dict[Path, str]
-    n_computed: int
 
 
 def prepare(
@@ -105,36 +104,23 @@ def prepare(
     if missing:
         model.eval()
         with shards.writer() as append:
-            pictures = progress(read_pictures(missing, image_size), total=len(missing))
-            for batch in _batches(pictures, batch_size, unreadable):
-                images = torch.stack(list(batch.values()))
+            pictures = iter(progress(read_pictures(missing, image_size), total=len(missing)))
+            while batch := dict(islice(pictures, batch_size)):
+                unreadable |= {
+                    p: str(why) for p, why in batch.items() if isinstance(why, DataError)
+                }
+                readable = [path for path in batch if path not in unreadable]
+                if not readable:
+                    continue
+                images = torch.stack([batch[path] for path in readable])
                 if not model.train_encoder:
                     with torch.inference_mode():
                         images = model.encode(images.to(device)).cpu()
-                append([missing[path] for path in batch], images.numpy())
+                append([missing[path] for path in readable], images.numpy())
         shards = _Shards(cache / name, shape, np.dtype(dtype))
-    readable = [i for i, path in enumerate(paths) if path not in unreadable]
-    rows = Rows([shards.places[identities[i]] for i in readable])
-    return Prepared(rows, readable, unreadable, len(missing) - len(unreadable))
-
-
-def _batches(
-    pictures: Iterable[tuple[Path, Tensor | DataError]],
-    batch_size: int,
-    unreadable: dict[Path, str],
-) -> Iterator[dict[Path, Tensor]]:
-    """Readable pictures in batches; the others go into ``unreadable``."""
-    batch: dict[Path, Tensor] = {}
-    for path, picture in pictures:
-        if isinstance(picture, DataError):
-            unreadable[path] = str(picture)
-            continue
-        batch[path] = picture
-        if len(batch) == batch_size:
-            yield batch
-            batch = {}
-    if batch:
-        yield batch
+    kept = [i for i, path in enumerate(paths) if path not in unreadable]
+    rows = Rows([shards.places[identities[i]] for i in kept])
+    return Prepared(rows, kept, unreadable)
 
 
 class _Shards:

@@ -83,7 +83,7 @@ class ImageCaptioningModel(nn.Module):
         # torchvision takes two seconds to import: only those who build a model wait for it.
         from torchvision import models
 
-        self.encoder = getattr(models, encoder)(weights=None)
+        self.encoder = getattr(models, encoder)(weights=None).to(memory_format=torch.channels_last)
         self.feature_size = self.encoder.fc.in_features
         # The linear layer that replaces the ResNet's own `fc` stands beside it, not in it, so
         # that the pooled vectors in front of it can be computed once and kept.

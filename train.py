@@ -536,9 +536,9 @@ def _dataset(
     )
     for reason in prepared.unreadable.values():
         log.warning(f"warning: left out: {reason}")
-    if not prepared.readable:
+    if not prepared.kept:
         raise DataError(f"none of the {len(examples):,} pictures can be read.")
-    return Flickr30k([examples[i] for i in prepared.readable], vocabulary, prepared.rows)
+    return Flickr30k([examples[i] for i in prepared.kept], vocabulary, prepared.rows)
 
 
 def _describe(

@@ -1,0 +1,165 @@
+"""Describe pictures: `python predict.py --image photo.jpg`.
+
+Takes pictures and folders, writes captions to stdout or a file, in order and as they come. Needs
+a checkpoint and nothing else: no data set, no spaCy, no download.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import cli
+from cli import option
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Describe pictures with a trained model."""
+
+    image: tuple[Path, ...] = option((), "pictures, or folders of pictures (also nested)")
+    checkpoint: Path = option(Path("checkpoints/best.pt"), "the trained model")
+    beam_size: int | None = option(
+        None, "sentences kept while searching, 1 is greedy; left out, as in training", at_least=1
+    )
+    max_words: int | None = option(None, "longest caption; left out, as in training", at_least=1)
+    length_penalty: float | None = option(
+        None, "0 favours short captions, 1 long ones; left out, as in training", at_least=0
+    )
+    n_best: int = option(1, "captions for each picture, best first", at_least=1)
+    sentence: bool = option(False, "write captions with a capital and a full stop")
+    output: Path | None = option(None, "write to this .csv or .jsonl file, not to the terminal")
+    overwrite: bool = option(False, "replace the output file if it exists")
+    batch_size: int = option(32, "pictures described at a time", at_least=1)
+    device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
+    quiet: bool = option(False, "no progress and notes, only results and errors")
+    debug: bool = option(False, "show where an error comes from")
+
+    def __post_init__(self) -> None:
+        cli.check(self)
+        if not self.image:
+            raise ValueError("which picture? Give --image path/to/picture.jpg, or a folder")
+        if self.output and self.output.suffix not in (".csv", ".jsonl"):
+            raise ValueError(f"--output must end in .csv or .jsonl, got {self.output}")
+
+
+if __name__ == "__main__":  # --help and typos answer at once, before the slow imports
+    cli.parse(Settings)
+
+import csv
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+
+from torch import Tensor
+
+import checkpoint
+from checkpoint import Checkpoint
+from loader import PICTURE_SUFFIXES, DataError, read_pictures, whole_file
+from model import Hypothesis
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One caption of one picture; the names are the columns of the output files."""
+
+    image: str
+    rank: int  # 1 is the best
+    caption: str
+    log_prob: float  # nats
+
+
+Write = Callable[[Caption], None]
+
+
+def predict(settings: Settings) -> int:
+    """Describe all pictures; the exit status tells whether all could be read."""
+    if settings.output and settings.output.exists() and not settings.overwrite:
+        raise DataError(f"{settings.output} exists: give --overwrite to replace it.")
+    paths = list(_pictures(settings.image))
+    trained = checkpoint.load(settings.checkpoint, cli.device(settings.device))
+    one = len(settings.image) == 1 and not settings.image[0].is_dir()
+    n_failed = 0
+    with _writer(settings, one=one) as write:
+        for path, found in _describe(settings, trained, paths):
+            if isinstance(found, DataError):
+                n_failed += 1
+                log.error(f"error: {found}")
+                continue
+            for rank, hypothesis in enumerate(found[: settings.n_best], start=1):
+                text = trained.vocabulary.text(hypothesis.tokens)
+                text = f"{text[:1].upper()}{text[1:]}." if settings.sentence else text
+                write(Caption(str(path), rank, text, hypothesis.log_prob))
+        if n_failed == len(paths):
+            return cli.FAILED
+    return cli.SOME_FAILED if n_failed else cli.DONE
+
+
+def _pictures(given: Iterable[Path]) -> Iterator[Path]:
+    """The pictures given, and those in the folders given, however deep, in order of their names."""
+    for path in given:
+        if not path.is_dir():
+            yield path  # whether it is there and a picture is seen when it is read
+            continue
+        below = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+        found = [p for p in below if p.is_file() and not p.name.startswith(".")]
+        if not found:
+            raise DataError(f"no pictures in {path} or the folders below: give another --image.")
+        yield from found
+
+
+def _describe(
+    settings: Settings, trained: Checkpoint, paths: list[Path]
+) -> Iterator[tuple[Path, list[Hypothesis] | DataError]]:
+    """Each path with what the model proposes, best first, or with the reason why it cannot."""
+    search = trained.search(settings.beam_size, settings.max_words, settings.length_penalty)
+    search["beam_size"] = max(search["beam_size"], settings.n_best)
+    pictures: Iterable[tuple[Path, Tensor | DataError]]
+    pictures = read_pictures(paths, trained.image_size)
+    if settings.output or not sys.stdout.isatty():  # else the captions are the progress
+        pictures = cli.progress(pictures, about="pictures", unit="picture", total=len(paths))
+    pictures = iter(pictures)
+    while batch := list(islice(pictures, settings.batch_size)):
+        images = [picture for _, picture in batch if isinstance(picture, Tensor)]
+        found = iter(trained.model.caption(images, batch_size=settings.batch_size, **search))
+        for path, picture in batch:
+            yield path, next(found) if isinstance(picture, Tensor) else picture
+
+
+@contextmanager
+def _writer(settings: Settings, *, one: bool) -> Iterator[Write]:
+    """A function that writes a caption where the settings want it."""
+    if settings.output is None:
+        columns = ["log_prob"] if settings.n_best > 1 else []
+        columns = [*([] if one else ["image"]), *columns, "caption"]
+        yield partial(_print_row, columns)
+        return
+    with whole_file(settings.output) as part, part.open("w", encoding="utf-8", newline="") as file:
+        if settings.output.suffix == ".jsonl":
+            yield lambda caption: print(json.dumps(vars(caption), ensure_ascii=False), file=file)
+        else:
+            table = csv.DictWriter(file, [column.name for column in fields(Caption)])
+            table.writeheader()
+            yield lambda caption: table.writerow(vars(caption))
+    log.info(f"written to {settings.output}")
+
+
+def _print_row(columns: list[str], caption: Caption) -> None:
+    values = {**vars(caption), "log_prob": f"{caption.log_prob:.2f}"}
+    print("\t".join(values[column] for column in columns), flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Describe the pictures that the command line names; the exit status."""
+    settings, _ = cli.parse(Settings, argv)
+    return cli.run(lambda: predict(settings), settings, errors=(DataError,))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
