@@ -1,7 +1,9 @@
 """The captioner: a ResNet that looks, an LSTM that speaks (Show and Tell, arXiv:1411.4555).
 
-The image enters as the first "word" of the sentence; from there on each word is read and the
-next one predicted. This file knows ids, not words, and nothing of files, losses or devices.
+The image is read as the first "word" of the sentence, as the paper has it. It is also added to
+every word that is read and to what the LSTM says before the next word is chosen: a short way from
+picture to word, which learns in one epoch what takes the paper's way several. This file knows ids,
+not words, and nothing of files, losses or devices.
 """
 
 # N images, B captions, T tokens, E embedding, H hidden, L layers, V vocabulary, K beams,
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +28,17 @@ ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
 
-State = tuple[Tensor, Tensor]  # the LSTM's hidden and cell state, (L, B, H) each
+
+class State(NamedTuple):
+    """What the decoder carries from word to word."""
+
+    hidden: Tensor  # (L, B, H)
+    cell: Tensor  # (L, B, H)
+    image: Tensor  # (B, E), the same at every word
+
+    def of(self, rows: Tensor) -> State:
+        """The states of these rows of the batch, in this order; a row may come several times."""
+        return State(self.hidden[:, rows], self.cell[:, rows], self.image[rows])
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,7 @@ class ImageCaptioningModel(nn.Module):
             nn.BatchNorm1d(self.feature_size, affine=False),
             nn.Linear(self.feature_size, embedding_size),
         )
+        self.image_output = nn.Linear(embedding_size, hidden_size)
         self.word_embedding = nn.Embedding(vocabulary_size, embedding_size, padding_idx=PAD)
         self.dropout = nn.Dropout(dropout)
         self.lstm = nn.LSTM(
@@ -133,12 +147,20 @@ class ImageCaptioningModel(nn.Module):
         return images if images.dim() == 2 else self.encode(images)
 
     def start(self, features: Tensor) -> State:
-        """The LSTM's state after it has seen the image: (N, F) → two times (L, N, H)."""
-        _, state = self.lstm(self.image_embedding(features).unsqueeze(1))
-        return state
+        """The state after the image has been read: (N, F) → N rows."""
+        image = self.image_embedding(features)  # (N, E)
+        _, (hidden, cell) = self.lstm(image.unsqueeze(1))
+        return State(hidden, cell, image)
+
+    def read(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """Read words after ``state``: (B, T) ids → (B, T, H), and the state after the last."""
+        words = self.dropout(self.word_embedding(tokens)) + state.image.unsqueeze(1)  # (B, T, E)
+        hidden, (last, cell) = self.lstm(words, (state.hidden, state.cell))  # (B, T, H)
+        hidden = hidden + self.image_output(state.image).unsqueeze(1)
+        return self.dropout(hidden), State(last, cell, state.image)
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read words after ``state`` and score each one's successor; decoding's and tests' door.
+        """Read words after ``state`` and score each one's successor.
 
         Args:
             tokens: (B, T) ids.
@@ -147,8 +169,8 @@ class ImageCaptioningModel(nn.Module):
         Returns:
             (B, T, V) logits, and the state after the last word.
         """
-        hidden, state = self.lstm(self.dropout(self.word_embedding(tokens)), state)
-        return self.words(self.dropout(hidden)), state
+        hidden, state = self.read(tokens, state)
+        return self.words(hidden), state
 
     def forward(self, images: Tensor, tokens: Tensor, image_of: Tensor) -> Tensor:
         """Teacher forcing: read each caption and score the word that follows each of its words.
@@ -164,12 +186,9 @@ class ImageCaptioningModel(nn.Module):
             (n_words, V) logits of the tokens after ``<start>``, in the order of
             ``targets(tokens)``.
         """
-        words = self.dropout(self.word_embedding(tokens[:, :-1]))  # (B, T-1, E)
-        image = self.image_embedding(self.features(images))[image_of]  # (B, E)
-        inputs = torch.cat([image.unsqueeze(1), words], dim=1)  # (B, T, E)
-        hidden, _ = self.lstm(inputs)  # (B, T, H); padding comes last and reaches no word
-        hidden = hidden[:, 1:]  # what the LSTM says after the image alone is not used
-        return self.words(self.dropout(hidden[tokens[:, 1:] != PAD]))  # (n_words, V)
+        state = self.start(self.features(images)).of(image_of)
+        hidden, _ = self.read(tokens[:, :-1], state)  # (B, T-1, H)
+        return self.words(hidden[tokens[:, 1:] != PAD])  # (n_words, V)
 
     @torch.inference_mode()
     def caption(
@@ -220,7 +239,8 @@ class ImageCaptioningModel(nn.Module):
         self, features: Tensor, beam_size: int, max_words: int, length_penalty: float
     ) -> list[list[Hypothesis]]:
         n_images, device = len(features), features.device
-        state = _repeat(self.start(features), beam_size)  # (L, N*K, H)
+        rows = torch.arange(n_images, device=device).repeat_interleave(beam_size)
+        state = self.start(features).of(rows)  # N*K rows: every image's, once for each beam
         tokens = torch.full((n_images, beam_size, max_words), PAD, device=device)
         last = torch.full((n_images, beam_size), START, device=device)
         log_prob = torch.full((n_images, beam_size), -torch.inf, device=device)
@@ -246,8 +266,7 @@ class ImageCaptioningModel(nn.Module):
             tokens[:, :, position] = last
             if bool(ended.all()):
                 break
-            row = beam + torch.arange(n_images, device=device).unsqueeze(1) * beam_size
-            state = tuple(part[:, row.view(-1)] for part in state)
+            state = state.of(rows * beam_size + beam.view(-1))
 
         scores = log_prob / length**length_penalty
         return [
@@ -260,11 +279,6 @@ def targets(tokens: Tensor) -> Tensor:
     """(B, T) padded ids → (n_words,) what ``forward``'s logits should say: all but ``<start>``."""
     following = tokens[:, 1:]
     return following[following != PAD]
-
-
-def _repeat(state: State, beam_size: int) -> State:
-    """(L, N, H) → (L, N*K, H): every image's state once for each of its beams."""
-    return tuple(part.repeat_interleave(beam_size, dim=1) for part in state)
 
 
 def _allow(next_log_prob: Tensor, ended: Tensor, *, first: bool) -> None:

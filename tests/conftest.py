@@ -1,0 +1,88 @@
+import contextlib
+import io
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+import demo
+
+N_SCENES = 12
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory):
+    """A small data set in Flickr30k's layout; tests look at it, and change copies."""
+    folder = tmp_path_factory.mktemp("drawn")
+    demo.draw(folder, n_scenes=N_SCENES, size=32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real():
+    """`real(name)`: a file or folder of the real data below $CAPTION_DATA; skips without it."""
+
+    def find(name):
+        path = Path(os.environ.get("CAPTION_DATA") or "no such folder", name)
+        if not path.exists():
+            pytest.skip(f"no {name} in the folder $CAPTION_DATA")
+        return path
+
+    return find
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A small run of train.py that is done, for tests to look at."""
+
+    data: Path
+    checkpoints: Path
+    runs: Path
+    run_name: str
+    stdout: str
+
+    def flags(self, folder, **changed):
+        """Flags of the same run in another folder, with some changed."""
+        flags = {
+            "data": self.data,
+            "captions": "results.csv",
+            "checkpoints": folder / "checkpoints",
+            "runs": folder / "runs",
+            "cache": folder / "cache",
+            "encoder": "resnet18",
+            "encoder_weights": "none",
+            "image_size": 32,
+            "embedding_size": 16,
+            "hidden_size": 32,
+            "epochs": 2,
+            "batch_size": 50,
+            "device": "cpu",
+            **changed,
+        }
+        return [part for n, v in flags.items() for part in (f"--{n.replace('_', '-')}", str(v))]
+
+    def tags(self):
+        return self._events().Tags()
+
+    def scalars(self, tag):
+        return self._events().Scalars(tag)
+
+    def _events(self):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        return EventAccumulator(str(self.runs / self.run_name)).Reload()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Trains for two epochs of five steps on scenes of 32 pixels: a few seconds."""
+    import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    demo.draw(folder / "data", n_scenes=60, size=32)
+    run = Trained(folder / "data", folder / "checkpoints", folder / "runs", "a_run", "")
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout):
+        assert train.main([*run.flags(folder), "--run-name", run.run_name]) == 0
+    return replace(run, stdout=stdout.getvalue())

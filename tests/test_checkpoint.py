@@ -1,0 +1,94 @@
+import pytest
+import torch
+
+import checkpoint
+from loader import DataError
+from model import ImageCaptioningModel
+
+CPU = torch.device("cpu")
+
+
+def test_save_and_load_give_the_same_logits(trained, tmp_path):
+    loaded = checkpoint.load(trained.checkpoints / "last.pt", CPU)
+    checkpoint.save(tmp_path / "copy.pt", loaded)
+    copy = checkpoint.load(tmp_path / "copy.pt", CPU)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    tokens = torch.tensor([[1, 5, 6, 2], [1, 7, 2, 0]])
+    for which in (loaded, copy):
+        which.logits = which.model(images, tokens, torch.tensor([0, 1]))
+    assert torch.equal(loaded.logits, copy.logits)
+    assert copy.vocabulary.words == loaded.vocabulary.words
+    assert copy.settings == loaded.settings
+
+
+def test_only_plain_data_is_in_the_file(trained):
+    torch.load(trained.checkpoints / "last.pt", weights_only=True)  # raises if it is not
+
+
+@pytest.mark.parametrize("length", [0, 100, 5000])
+def test_a_damaged_file(trained, tmp_path, length):
+    path = tmp_path / "damaged.pt"
+    path.write_bytes((trained.checkpoints / "best.pt").read_bytes()[:length])
+    with pytest.raises(DataError, match=r"damaged\.pt"):
+        checkpoint.load(path, CPU)
+
+
+def edited(trained, tmp_path, edit):
+    content = torch.load(trained.checkpoints / "best.pt", weights_only=True)
+    edit(content)
+    torch.save(content, tmp_path / "edited.pt")
+    return tmp_path / "edited.pt"
+
+
+def test_a_newer_format(trained, tmp_path):
+    path = edited(trained, tmp_path, lambda content: content.update(format=99))
+    with pytest.raises(DataError, match="newer version"):
+        checkpoint.load(path, CPU)
+
+
+def test_a_vocabulary_that_does_not_fit_the_model(trained, tmp_path):
+    def shorten(content):
+        content["vocabulary"]["words"].pop()
+        content["vocabulary"]["counts"].pop()
+
+    with pytest.raises(DataError, match="words, its vocabulary"):
+        checkpoint.load(edited(trained, tmp_path, shorten), CPU)
+
+
+def test_another_file_of_tensors(tmp_path):
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "weights.pt")
+    with pytest.raises(DataError, match="no checkpoint of this project"):
+        checkpoint.load(tmp_path / "weights.pt", CPU)
+
+
+def test_a_failed_save_keeps_the_old_file(trained, tmp_path, monkeypatch):
+    loaded = checkpoint.load(trained.checkpoints / "best.pt", CPU)
+    path = tmp_path / "best.pt"
+    path.write_text("old")
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(path, loaded)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_half_precision_weights_are_welcome(tmp_path):
+    model = ImageCaptioningModel(9, encoder="resnet18", embedding_size=8, hidden_size=8)
+    state = {name: value.half() for name, value in model.encoder.state_dict().items()}
+    torch.save(state, tmp_path / "half.pth")
+    other = ImageCaptioningModel(9, encoder="resnet18", embedding_size=8, hidden_size=8)
+    checkpoint.load_encoder(other, str(tmp_path / "half.pth"))
+    assert other.encoder.conv1.weight.dtype == torch.float32
+    torch.testing.assert_close(
+        other.encoder.conv1.weight, model.encoder.conv1.weight, atol=1e-3, rtol=1e-3
+    )
+
+
+def test_the_model_card_says_what_it_is(trained):
+    card = checkpoint.describe(checkpoint.load(trained.checkpoints / "best.pt", CPU))
+    assert "resnet18" in card
+    assert "CIDEr" in card

@@ -1,0 +1,86 @@
+"""The house as DESIGN draws it: who imports whom, and commands in the README that work."""
+
+import ast
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+IMPORTS = {  # file → the files of ours it may import
+    "cli": set(),
+    "loader": set(),
+    "model": set(),
+    "metrics": set(),
+    "demo": set(),
+    "checkpoint": {"loader", "model"},
+    "features": {"loader", "model"},
+    "logs": {"loader"},
+    "predict": {"cli", "loader", "model", "checkpoint"},
+    "evaluate": {"cli", "loader", "features", "checkpoint", "metrics"},
+    "train": {"cli", "loader", "model", "features", "checkpoint", "metrics", "logs", "demo"},
+}
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+def test_every_module_has_its_place():
+    assert {path.stem for path in ROOT.glob("*.py")} == set(IMPORTS)
+
+
+@pytest.mark.parametrize("name", IMPORTS)
+def test_imports_point_one_way(name):
+    ours = set(imported(ROOT / f"{name}.py")) & set(IMPORTS)
+    assert ours <= IMPORTS[name]
+
+
+def commands(readme):
+    blocks = re.findall(r"```sh\n(.*?)```|((?:^    .*\n)+)", readme, flags=re.M | re.S)
+    lines = [line for block in blocks for part in block for line in part.splitlines()]
+    for line in lines:
+        found = re.search(r"python (train|predict|evaluate)\.py(.*?)(#.*)?$", line)
+        if found:
+            yield found[1], shlex.split(found[2])
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.fr.md"])
+def test_commands_of_the_readme_parse(readme):
+    import cli
+
+    found = list(commands((ROOT / readme).read_text(encoding="utf-8")))
+    assert {name for name, _ in found} == {"train", "predict", "evaluate"}
+    for name, flags in found:
+        cli.parse(importlib.import_module(name).Settings, flags)
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.fr.md"])
+def test_files_that_the_readme_names_are_there(readme):
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!http|#)(.+?)\)", text):
+        assert (ROOT / target).exists(), target
+    for name in IMPORTS:
+        assert f"{name}.py" in text, f"{name}.py is missing from the tree"
+
+
+def test_both_readmes_have_the_same_commands():
+    english, french = (
+        {name for name in re.findall(r"python [\w/]+\.py", (ROOT / readme).read_text("utf-8"))}
+        for readme in ("README.md", "README.fr.md")
+    )
+    assert {c for c in english if "benchmarks" not in c} == french
+
+
+def test_ignored_patterns_are_anchored():
+    """`runs` would also ignore a folder or file of that name deep in the sources."""
+    lines = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert all(line.lstrip("!").startswith("/") or line == "__pycache__/" for line in lines)
+    for pattern in ("/checkpoints/", "/runs/", "/cache/", "/flickr30k_images/*"):
+        assert pattern in lines

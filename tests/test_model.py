@@ -1,0 +1,233 @@
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import loader
+import model as module
+from model import END, PAD, START, UNK, ImageCaptioningModel, targets
+
+
+def make(vocabulary_size=9, **options):
+    torch.manual_seed(0)
+    options = {"encoder": "resnet18", "embedding_size": 8, "hidden_size": 8, **options}
+    return ImageCaptioningModel(vocabulary_size, **options).eval()
+
+
+def vectors(model, n=3):
+    torch.manual_seed(1)
+    return torch.randn(n, model.feature_size)
+
+
+TOKENS = torch.tensor([[START, 4, 5, 6, 7, END], [START, 8, 4, END, PAD, PAD]])
+
+
+def log_prob_of(model, image, tokens):
+    """Of a sentence, by teacher forcing."""
+    sentence = torch.tensor([[START, *tokens]])
+    logits = model(image.unsqueeze(0), sentence, torch.tensor([0]))
+    logits = F.log_softmax(logits, dim=-1)
+    return logits.gather(1, sentence[0, 1:].unsqueeze(1)).sum().item()
+
+
+def test_special_tokens_are_the_vocabularys():
+    assert [PAD, START, END, UNK] == [loader.PAD, loader.START, loader.END, loader.UNK]
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_word_by_word_equals_teacher_forcing(num_layers):
+    """A tutorial fed the whole prefix and carried the state too: training never did that."""
+    model = make(num_layers=num_layers)
+    images = vectors(model, 2)
+    forced = model(images, TOKENS, torch.tensor([0, 1]))
+    stepped, state = [], model.start(images)
+    for column in TOKENS[:, :-1].T:
+        logits, state = model.step(column.unsqueeze(1), state)
+        stepped.append(logits[:, 0])
+    stepped = torch.stack(stepped, dim=1)[TOKENS[:, 1:] != PAD]
+    torch.testing.assert_close(forced, stepped)
+
+
+def test_padding_changes_nothing():
+    model = make()
+    images = vectors(model, 2)
+    together = model(images, TOKENS, torch.tensor([0, 1]))
+    alone = [
+        model(images[i : i + 1], row[row != PAD].unsqueeze(0), torch.tensor([0]))
+        for i, row in enumerate(TOKENS)
+    ]
+    torch.testing.assert_close(together, torch.cat(alone))
+    assert targets(TOKENS).tolist() == [4, 5, 6, 7, END, 8, 4, END]
+
+
+def test_captions_meet_their_own_images():
+    model = make()
+    images = vectors(model, 2)
+    swapped = model(images.flip(0), TOKENS, torch.tensor([1, 0]))
+    torch.testing.assert_close(swapped, model(images, TOKENS, torch.tensor([0, 1])))
+
+
+def test_eight_captions_overfit():
+    model = make(20, embedding_size=32, hidden_size=32, dropout=0.0).train()
+    images = vectors(model, 8)
+    torch.manual_seed(2)
+    tokens = torch.cat([torch.full((8, 1), START), torch.randint(4, 20, (8, 6))], dim=1)
+    tokens = torch.cat([tokens, torch.full((8, 1), END)], dim=1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(200):
+        loss = F.cross_entropy(model(images, tokens, torch.arange(8)), targets(tokens))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
+    model.eval()
+    said = [found[0].tokens for found in model.caption(images, beam_size=3)]
+    assert said == tokens[:, 1:-1].tolist()
+
+
+@pytest.mark.parametrize("train_encoder", [False, True])
+def test_frozen_means_frozen(train_encoder):
+    """Tutorials left BatchNorm in training mode under a frozen ResNet: its statistics drifted."""
+    model = make(train_encoder=train_encoder).train()
+    before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    loss = model(images, TOKENS, torch.tensor([0, 1])).sum()
+    loss.backward()
+    after = model.encoder.state_dict()
+    same = all(torch.equal(before[name], after[name]) for name in before)
+    has_gradient = any(p.grad is not None for p in model.encoder.parameters())
+    assert same is not train_encoder
+    assert has_gradient is train_encoder
+
+
+def test_images_are_normalised_as_torchvision_does():
+    model = make()
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    seen = []
+    model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.encode(images)
+    from torchvision.transforms.v2.functional import normalize
+
+    expected = normalize(images / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    torch.testing.assert_close(seen[0], expected)
+
+
+def test_beam_1_is_greedy():
+    model = make()
+    images = vectors(model)
+    for image, found in zip(images, model.caption(images, beam_size=1, max_words=7), strict=True):
+        state, word, said = model.start(image.unsqueeze(0)), START, []
+        for position in range(7):
+            logits, state = model.step(torch.tensor([[word]]), state)
+            logits[..., [PAD, START, UNK]] = -torch.inf
+            if position == 0:
+                logits[..., END] = -torch.inf
+            word = logits.argmax().item()
+            if word == END:
+                break
+            said.append(word)
+        assert found[0].tokens == said
+        assert len(found) == 1
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 0.7, 1.0])
+def test_a_beam_as_wide_as_all_sentences_finds_the_best(length_penalty):
+    model = make(7)  # three words
+    torch.nn.init.normal_(model.words.weight)
+    images, longest = vectors(model), 3
+    words = range(4, 7)
+    sentences = [
+        [*said, END]
+        for n_words in range(1, longest)
+        for said in itertools.product(words, repeat=n_words)
+    ]
+    sentences += [list(said) for said in itertools.product(words, repeat=longest)]
+    found = model.caption(
+        images, beam_size=len(sentences), max_words=longest, length_penalty=length_penalty
+    )
+    for image, hypotheses in zip(images, found, strict=True):
+        expected = [
+            (log_prob_of(model, image, said) / len(said) ** length_penalty, said)
+            for said in sentences
+        ]
+        score, best = max(expected)
+        assert hypotheses[0].tokens == [token for token in best if token != END]
+        assert hypotheses[0].score == pytest.approx(score, abs=1e-4)
+        assert len(hypotheses) == len(sentences)
+        scores = [hypothesis.score for hypothesis in hypotheses]
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_log_probs_are_those_of_teacher_forcing():
+    model = make()
+    images = vectors(model)
+    with torch.no_grad():
+        model.words.bias[END] = 2.0
+    for image, hypotheses in zip(images, model.caption(images, beam_size=4), strict=True):
+        for hypothesis in hypotheses:
+            said = [*hypothesis.tokens, END]
+            assert hypothesis.log_prob == pytest.approx(log_prob_of(model, image, said), abs=1e-4)
+
+
+def test_no_beam_ends_and_a_caption_still_comes():
+    """Two tutorials took the `max()` of an empty list here."""
+    model = make()
+    with torch.no_grad():
+        model.words.bias[END] = -50.0
+    for hypotheses in model.caption(vectors(model), beam_size=3, max_words=5):
+        assert len(hypotheses) == 3
+        assert all(len(hypothesis.tokens) == 5 for hypothesis in hypotheses)
+
+
+def test_special_words_are_never_written():
+    model = make()
+    with torch.no_grad():
+        model.words.bias[[PAD, START, UNK]] = 50.0
+        model.words.bias[END] = 20.0  # would be chosen at once, were an empty caption allowed
+    for hypotheses in model.caption(vectors(model), beam_size=3):
+        assert all(token > UNK for hypothesis in hypotheses for token in hypothesis.tokens)
+        assert all(hypothesis.tokens for hypothesis in hypotheses)
+        assert all(math.isfinite(hypothesis.log_prob) for hypothesis in hypotheses)
+
+
+def test_images_do_not_disturb_each_other():
+    model = make()
+    images = vectors(model, 5)
+    together = model.caption(images, beam_size=3, batch_size=64)
+    alone = [model.caption(image.unsqueeze(0), beam_size=3)[0] for image in images]
+    in_twos = model.caption(images, beam_size=3, batch_size=2)
+    as_tokens = [[[h.tokens for h in image] for image in way] for way in (together, alone, in_twos)]
+    assert as_tokens[0] == as_tokens[1] == as_tokens[2]
+
+
+def test_captioning_switches_dropout_off():
+    model = make(dropout=0.9).train()
+    images = vectors(model)
+    assert model.caption(images) == model.caption(images)
+
+
+@pytest.mark.parametrize("wrong", [{"beam_size": 0}, {"max_words": 0}])
+def test_impossible_searches_are_refused(wrong):
+    model = make()
+    with pytest.raises(ValueError, match="start at 1"):
+        model.caption(vectors(model), **wrong)
+
+
+def test_unknown_encoder_is_refused():
+    with pytest.raises(ValueError, match="resnet18"):
+        make(encoder="resnet19")
+
+
+def test_same_numbers_as_torchvisions_resnet():
+    from torchvision.models import resnet18
+
+    model, peer = make(), resnet18().eval()
+    peer.load_state_dict(model.encoder.state_dict(), strict=False)
+    peer.fc = torch.nn.Identity()
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    mean = torch.tensor(module.PIXEL_MEAN).view(3, 1, 1)
+    std = torch.tensor(module.PIXEL_STD).view(3, 1, 1)
+    expected = peer((images / 255 - mean) / std)
+    torch.testing.assert_close(model.encode(images), expected, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,170 @@
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import checkpoint
+import predict
+
+ROOT = Path(predict.__file__).parent
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    """Pictures a.png, b.JPG and deep/er/c.webp, a text file and a hidden one."""
+    sources = sorted((trained.data / "flickr30k_images").glob("*.png"))
+    folder = tmp_path / "pictures"
+    for name, source in zip(("a.png", "b.JPG", "deep/er/c.webp"), sources, strict=False):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.open(source).save(folder / name)
+    (folder / "notes.txt").write_text("not a picture")
+    (folder / "._a.png").write_text("what a Mac leaves on other disks")
+    return folder
+
+
+def run(trained, *flags):
+    flags = ["--checkpoint", trained.checkpoints / "best.pt", *flags]
+    try:
+        return predict.main([str(flag) for flag in flags])
+    except SystemExit as error:  # argparse's way
+        return error.code
+
+
+def test_one_picture_gives_its_caption_and_nothing_else(trained, folder, capsys):
+    assert run(trained, "--image", folder / "a.png") == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1
+    assert "\t" not in out
+    assert out.strip()
+    assert err == ""
+
+
+def test_a_folder_gives_path_and_caption_in_order(trained, folder, capsys):
+    assert run(trained, "--image", folder, "--batch-size", "2") == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    names = ["a.png", "b.JPG", "deep/er/c.webp"]
+    assert [row[0] for row in rows] == [str(folder / name) for name in names]
+    assert all(row[1] for row in rows)
+
+
+def test_alone_and_among_others_a_picture_gets_the_same_caption(trained, folder, capsys):
+    assert run(trained, "--image", folder / "a.png", folder / "b.JPG") == 0
+    together = [line.split("\t")[1] for line in capsys.readouterr().out.splitlines()]
+    run(trained, "--image", folder / "b.JPG")
+    assert capsys.readouterr().out.strip() == together[1]
+
+
+def test_n_best_are_ranked_with_log_probabilities(trained, folder, capsys):
+    assert run(trained, "--image", folder / "a.png", "--n-best", "5") == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 5
+    assert len({caption for _, caption in rows}) == 5
+    assert all(float(log_prob) < 0 for log_prob, _ in rows)
+
+
+def test_sentence_has_a_capital_and_a_full_stop(trained, folder, capsys):
+    run(trained, "--image", folder / "a.png")
+    plain = capsys.readouterr().out.strip()
+    run(trained, "--image", folder / "a.png", "--sentence")
+    assert capsys.readouterr().out.strip() == f"{plain[0].upper()}{plain[1:]}."
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_output_file(trained, folder, tmp_path, capsys, suffix):
+    output = tmp_path / f"captions{suffix}"
+    assert run(trained, "--image", folder, "--n-best", "2", "--output", output) == 0
+    assert capsys.readouterr().out == ""
+    with output.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file)) if suffix == ".csv" else [json.loads(x) for x in file]
+    assert len(rows) == 6
+    assert list(rows[0]) == ["image", "rank", "caption", "log_prob"]
+    assert [int(row["rank"]) for row in rows] == [1, 2] * 3
+    assert float(rows[0]["log_prob"]) < 0
+
+
+def test_an_output_file_that_exists_is_not_written_over(trained, folder, tmp_path, capsys):
+    output = tmp_path / "captions.csv"
+    output.write_text("mine")
+    assert run(trained, "--image", folder, "--output", output) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert output.read_text() == "mine"
+    assert run(trained, "--image", folder, "--output", output, "--overwrite") == 0
+    assert output.read_text().startswith("image,")
+
+
+def test_a_bad_picture_among_good_ones_is_named_and_the_rest_done(trained, folder, capsys):
+    (folder / "b.JPG").write_bytes((folder / "b.JPG").read_bytes()[:300])
+    assert run(trained, "--image", folder) == 1
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2
+    assert str(folder / "b.JPG") in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--image", "notes.txt"], "notes.txt is not a picture"),
+        (["--image", "missing.jpg"], "missing.jpg: no such file"),
+        (["--image", "empty"], "no pictures in empty"),
+        (["--image", "a.png", "--checkpoint", "missing.pt"], "no checkpoint missing.pt"),
+        (["--image", "a.png", "--checkpoint", "notes.txt"], "notes.txt is no checkpoint"),
+        (["--image", "a.png", "--checkpoint", "a.png"], "a.png is no checkpoint"),
+        (["--image", "a.png", "--checkpoint", "empty"], "no checkpoint empty"),
+        (["--image", "a.png", "--output", "captions.xlsx"], ".csv or .jsonl"),
+        (["--image", "a.png", "--output", "notes.txt/x.csv"], "notes.txt"),
+        (["--image", "a.png", "--beam-size", "0"], "--beam-size must be at least 1"),
+        (["--image", "a.png", "--beam-sise", "3"], "Did you mean --beam-size?"),
+        (["--image"], "expected at least one argument"),
+        ([], "Give --image"),
+    ],
+)
+def test_bad_input_is_one_line_and_2(trained, folder, capsys, monkeypatch, flags, message):
+    monkeypatch.chdir(folder)
+    (folder / "empty").mkdir()
+    assert run(trained, *flags) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_quiet_leaves_only_errors(trained, folder, tmp_path, capsys):
+    assert run(trained, "--image", folder, "--output", tmp_path / "c.csv", "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_a_caption_needs_is_light(trained, folder, tmp_path):
+    """pandas, spaCy, nltk and TensorBoard are for training: nobody waits for them here."""
+    script = (
+        "import runpy, sys\n"
+        "try: runpy.run_path('predict.py', run_name='__main__')\n"
+        "except SystemExit as stop: assert stop.code == 0, stop.code\n"
+        "heavy = {'pandas', 'spacy', 'nltk', 'tensorboard', 'tqdm'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    flags = ["--checkpoint", trained.checkpoints / "best.pt", "--image", folder / "a.png"]
+    command = [sys.executable, "-c", script, *flags, "--output", tmp_path / "one.csv", "--quiet"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    # tqdm alone is imported for a progress bar, which --quiet and one picture still ask for.
+    assert done.returncode == 0 or "{'tqdm'}" in done.stderr, done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error(trained, folder):
+    script = f"{sys.executable} predict.py --checkpoint {trained.checkpoints / 'best.pt'} "
+    script += f"--batch-size 1 --image {folder} | head -n 1"
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert len(done.stdout.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+def test_captions_fit_the_model_that_was_saved(trained):
+    """A vocabulary rebuilt from data no longer fits the weights: here it travels with them."""
+    loaded = checkpoint.load(trained.checkpoints / "best.pt", torch.device("cpu"))
+    assert loaded.model.words.out_features == len(loaded.vocabulary)
