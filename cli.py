@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType, UnionType
@@ -95,9 +96,12 @@ def run(
     logging.basicConfig(
         format="%(message)s", level=logging.ERROR if settings.quiet else logging.INFO, force=True
     )
+    warnings.filterwarnings("ignore", module="PIL")  # of odd metadata: the picture counts
     handler = signal.signal(signal.SIGTERM, _terminate)
     try:
-        return job() or DONE
+        status = job() or DONE
+        sys.stdout.flush()  # here, where a reader that has gone is no error
+        return status
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as in `… | head`
@@ -145,18 +149,18 @@ def device(name: str) -> torch.device:
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Hold Ctrl-C and SIGTERM back until the block is done, so that it is done whole."""
-    held: list[tuple[int, FrameType | None]] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = [signal.signal(n, lambda *what: held.append(what)) for n in numbers]
+    held: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, _: held.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
-        for number, handler in zip(numbers, handlers, strict=True):
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-    for number, frame in held:
-        handler = handlers[numbers.index(signal.Signals(number))]
-        if callable(handler):
-            handler(number, frame)
+        for number in held:
+            signal.raise_signal(number)
 
 
 class _Parser(argparse.ArgumentParser):

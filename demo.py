@@ -93,7 +93,7 @@ class Scene:
 def draw(
     folder: Path,
     *,
-    n_scenes: int = 2400,
+    n_scenes: int = 3600,
     size: int = 64,
     seed: int = 0,
     progress: Callable[[Iterable], Iterable] | None = None,
@@ -157,15 +157,15 @@ def _write(path: Path, lines: list[str]) -> None:
 
 
 def random_scene(rng: random.Random) -> Scene:
-    """Make up a scene; in three of four there are two things, unlike in colour and shape."""
+    """Make up a scene; in two of five there are two things, unlike in colour and shape."""
 
     def near(middle: float, spread: float = 0.025) -> float:
         return rng.uniform(middle - spread, middle + spread)
 
     ground = rng.choice(tuple(GROUNDS))
     colours, shapes = rng.sample(tuple(COLOURS), 2), rng.sample(SHAPES, 2)
-    relation = rng.choice(tuple(RELATIONS)) if rng.random() < 0.75 else None
-    big, small = rng.uniform(0.21, 0.245), rng.uniform(0.09, 0.11)
+    relation = rng.choice(tuple(RELATIONS)) if rng.random() < 0.4 else None
+    big, small = rng.uniform(0.235, 0.26), rng.uniform(0.09, 0.11)
     side = -1 if relation == "left" else 1 if relation == "right" else rng.choice((-1, 1))
 
     # Where the main thing stands: x, the floor below it, its height over that floor.

@@ -179,7 +179,10 @@ class _Shards:
             try:
                 yield append
             finally:
-                write_index()
+                if identities:
+                    write_index()
+        if not identities:
+            stem.with_suffix(".bin").unlink()
 
 
 def _identity(path: Path) -> str:

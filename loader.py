@@ -7,11 +7,13 @@ line; words are counted in training captions only.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
 import random
 import re
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -120,7 +122,8 @@ def read_captions(path: Path) -> Captions:
     try:
         reader(path, captions)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path} is damaged: {type(error).__name__} {error}.") from error
+        reason = f"{type(error).__name__} {error}"
+        raise DataError(f"{path} is damaged ({reason}): fetch or write it again.") from error
     if not captions.of_image:
         raise DataError(f"{path} holds no captions.")
     return captions
@@ -140,7 +143,7 @@ def find_captions(folder: Path) -> Path:
             "https://www.kaggle.com/datasets/hsankesara/flickr-image-dataset (see the README). "
             "Name another folder with --data, or try --demo, which needs no data."
         )
-    files = sorted(path for pattern in ("*", "*/*") for path in folder.glob(pattern))
+    files = [path for pattern in ("*", "*/*") for path in sorted(folder.glob(pattern))]
     lists = {name for names in SPLIT_LISTS.values() for name in names}
     files = [
         path
@@ -218,8 +221,6 @@ CAPTION_COLUMNS = ("caption", "text", "comment")
 
 def _read_csv(path: Path, captions: Captions) -> None:
     """``image,caption`` with a header; captions that hold commas are quoted."""
-    import warnings
-
     import pandas as pd
 
     try:
@@ -228,10 +229,10 @@ def _read_csv(path: Path, captions: Captions) -> None:
             warnings.simplefilter("error", pd.errors.ParserWarning)
             # keep_default_na: the captions "NA" and "null" are words, not missing values.
             table = pd.read_csv(
-                path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"
+                io.StringIO(_text(path)), dtype=str, keep_default_na=False, index_col=False
             )
     except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
-        reason = str(error).strip().removeprefix("Error tokenizing data. C error: ")
+        reason = str(error).strip().removeprefix("Error tokenizing data. C error: ").rstrip(".")
         raise DataError(
             f"{path} is no well-formed CSV: {reason}. Put captions that hold commas in quotes."
         ) from error
@@ -240,32 +241,41 @@ def _read_csv(path: Path, captions: Captions) -> None:
     texts = table[_column(table.columns, CAPTION_COLUMNS)]
     for image, caption in zip(images, texts, strict=True):
         captions.add(image, caption if isinstance(caption, str) else "")
+    for image, split in zip(images, table.get("split", []), strict=False):
+        _add_split(captions, image, split)
 
 
 def _read_jsonl(path: Path, captions: Captions) -> None:
     """Hugging Face's imagefolder: ``{"file_name": …, "text": …}``, text also a list."""
     for line in _lines(path):
         row = json.loads(line)
-        text = next(row[column] for column in CAPTION_COLUMNS if column in row)
+        text = next((row[column] for column in CAPTION_COLUMNS if column in row), "")
         for caption in [text] if isinstance(text, str) else text:
             captions.add(row["file_name"], caption)
         _add_split(captions, row["file_name"], row.get("split"))
 
 
 def _json_reader(path: Path) -> Callable[[Path, Captions], None] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise DataError(f"{path} is no valid JSON: {error}.") from error
-    images = content.get("images") or [{}]
+    content = _json(path)
+    images = content.get("images")
+    if not isinstance(images, list) or not images or not isinstance(images[0], dict):
+        return None
     if "sentences" in images[0]:
         return _read_karpathy
     return _read_coco if "annotations" in content else None
 
 
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_text(path))
+    except ValueError as error:
+        raise DataError(f"{path} is no valid JSON: {error}. Fetch or write it again.") from error
+    return content if isinstance(content, dict) else {}
+
+
 def _read_karpathy(path: Path, captions: Captions) -> None:
     """``images[].filename``, ``.split`` and ``.sentences[].raw``; COCO's have a ``filepath``."""
-    for image in json.loads(path.read_text(encoding="utf-8-sig"))["images"]:
+    for image in _json(path)["images"]:
         name = f"{image['filepath']}/{image['filename']}" if "filepath" in image else None
         name = name or image["filename"]
         for sentence in image["sentences"]:
@@ -281,7 +291,7 @@ def _read_coco(path: Path, captions: Captions) -> None:
     """
     paths = sorted(path.parent.glob("captions_*.json")) if path.name[:9] == "captions_" else [path]
     for part in paths:
-        content = json.loads(part.read_text(encoding="utf-8-sig"))
+        content = _json(part)
         name_of = {image["id"]: image["file_name"] for image in content["images"]}
         split = next((split for split in SPLITS if split in part.name), None)
         for annotation in content["annotations"]:
@@ -303,11 +313,16 @@ def _column(columns: Iterable[str], names: Sequence[str]) -> str | None:
 
 def _lines(path: Path) -> Iterator[str]:
     """The lines of a text file that are not empty."""
+    return (line for line in _text(path).split("\n") if line.strip())
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error.reason} at {error.start}.") from error
-    return (line for line in text.split("\n") if line.strip())
+        raise DataError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8."
+        ) from error
 
 
 # ---------------------------------------------------------------------- images and splits
@@ -394,10 +409,18 @@ def _find_pictures(folder: Path, captions: Captions) -> dict[str, Path]:
     below the folder, the shallowest first: Kaggle's zip of Flickr30k holds each picture twice.
     """
     below: dict[str, Path] = {}
-    for root, folders, files in os.walk(folder):  # top down: the shallowest come first
-        folders.sort()
-        for file in files:
-            below.setdefault(file, Path(root, file))
+    seen: set[Path] = set()  # folders: a link may lead back to one above it
+    level = [folder]
+    while level:  # level by level: the shallowest first
+        entries = [e for place in level for e in sorted(os.scandir(place), key=lambda e: e.name)]
+        level = []
+        for entry in entries:
+            path = Path(entry.path)
+            if not entry.is_dir():
+                below.setdefault(entry.name, path)
+            elif path.resolve() not in seen:
+                seen.add(path.resolve())
+                level.append(path)
     found = {}
     for name in captions.of_image:
         bare = name.rsplit("/", 1)[-1]
@@ -448,6 +471,9 @@ def _split_by_hash(name: str) -> str:
 
 
 # ------------------------------------------------------------------------------ vocabulary
+
+
+CLITICS = {"'", "'s", "'re", "'m", "'ll", "'d", "'ve", "n't"}  # written without a blank before
 
 
 class Vocabulary:
@@ -516,7 +542,7 @@ class Vocabulary:
             word = self.words[id_]
             if word in SPECIAL_TOKENS:
                 continue
-            glued = glued or word.startswith(("-", "'")) or word == "n't"
+            glued = glued or word.startswith("-") or word in CLITICS
             text += word if glued else self.separator + word
             # After a hyphen, and after an elision as in French "l'homme", no blank follows.
             glued = word == "-" or (len(word) > 1 and word.endswith("'"))
@@ -609,14 +635,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     """Any mode to RGB: 16 bits scaled down (Pillow would clip them), transparency over white."""
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image, dtype=np.float32)
-        top = (
-            1.0
-            if image.mode == "F" and values.max() <= 1
-            else 255.0
-            if values.max() < 256
-            else 65535.0
-        )
-        return Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8)).convert("RGB")
+        white = 65535 if image.mode.startswith("I") else 1 if values.max() <= 1 else 255
+        return Image.fromarray((values / white * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

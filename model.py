@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# The same numbers as in model.py.
+# The same numbers as in loader.py.
 PAD, START, END, UNK = range(4)
 
 ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")

@@ -36,7 +36,7 @@ class Settings:
     dropout: float = option(0.5, "share of the decoder's values dropped", at_least=0, below=1)
 
     # Training
-    epochs: int = option(15, "times through the training captions", at_least=1)
+    epochs: int = option(8, "times through the training captions", at_least=1)
     batch_size: int = option(100, "captions a step", at_least=1)
     learning_rate: float = option(1e-3, "peak of the schedule", at_least=0)
     warmup: float = option(0.05, "share of the steps that warm up", at_least=0, below=1)
@@ -112,12 +112,12 @@ DEMO = {  # a preset: a flag given beside --demo wins
     "encoder": "resnet18",
     "encoder_weights": "none",
     "image_size": 64,
-    "embedding_size": 128,
+    "embedding_size": 256,
     "hidden_size": 256,
-    "dropout": 0.2,
-    "epochs": 12,
+    "dropout": 0.1,
+    "label_smoothing": 0.0,
+    "epochs": 6,
     "batch_size": 160,
-    "learning_rate": 2e-3,
 }
 # What a run that is gone on with may change; all else is as it began.
 CHANGEABLE = {

@@ -245,17 +245,18 @@ def test_a_signal_ends_the_process_quietly_and_cleaned_up(name, status):
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "cleaned up\n")
 
 
-def test_a_reader_that_has_gone_is_no_error():
-    """`… | head` ended in a traceback about a broken pipe."""
+@pytest.mark.parametrize("flush", [True, False])
+def test_a_reader_that_has_gone_is_no_error(flush, monkeypatch):
+    """`… | head` ended in a traceback about a broken pipe, or in status 120."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    code = SCRIPT.format(body=f"print('a line', flush={flush})")
     read, write = os.pipe()
     os.close(read)
-    body = "print('many lines' * 10_000); sys.stdout.flush()"
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(body=body)],
-        **{"cwd": ROOT, "stdout": write, "stderr": subprocess.PIPE, "text": True, "check": False},
+        [sys.executable, "-c", code], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, check=False
     )
     os.close(write)
-    assert (done.returncode, done.stderr) == (0, "cleaned up\n")
+    assert (done.returncode, done.stderr) == (0, b"cleaned up\n")
 
 
 # ------------------------------------------------------------------------- uninterrupted

@@ -72,10 +72,10 @@ def test_files_that_the_readme_names_are_there(readme):
 
 def test_both_readmes_have_the_same_commands():
     english, french = (
-        {name for name in re.findall(r"python [\w/]+\.py", (ROOT / readme).read_text("utf-8"))}
+        set(re.findall(r"python [\w/]+\.py", (ROOT / readme).read_text("utf-8")))
         for readme in ("README.md", "README.fr.md")
     )
-    assert {c for c in english if "benchmarks" not in c} == french
+    assert {command for command in english if "benchmarks" not in command} <= french
 
 
 def test_ignored_patterns_are_anchored():

@@ -252,8 +252,8 @@ def test_hash_split_is_by_image_stable_and_90_5_5(tmp_path):
     few = names_of(corpus_of(tmp_path / "few", names[::7], captions_each=5))
     many = names_of(corpus_of(tmp_path / "many", names, captions_each=2))
     assert sum(map(len, many.values())) == len(set().union(*many.values())) == 2000
-    assert len(many["train"]) == pytest.approx(1800, abs=40)
-    assert len(many["val"]) == pytest.approx(100, abs=30)
+    sizes = [len(many[split]) for split in loader.SPLITS]
+    assert sizes == [1814, 88, 98]  # for ever: another hash would train on test images
     assert all(few[split] <= many[split] for split in loader.SPLITS)
 
 
@@ -317,7 +317,7 @@ def test_a_threshold_of_four_means_four():
         ("en", 'a man - tall - , and a dog -- it \'s "wet"', "a man tall and a dog it's wet"),
         ("en", "they'll've two 10-year-old boys", "they'll've two 10-year-old boys"),
         ("en", "he cannot stop , she 's gonna run", "he cannot stop she's gonna run"),
-        ("en", "the 'dog' ( big/small ) 3.5 m", "the dog big small 3.5 m"),
+        ("en", "the 'dogs' ( big/small ) 3.5 m", "the dogs big small 3.5 m"),
         ("en", "a boy says get 'em", "a boy says get 'em"),
         ("fr", "L'homme n'est pas là.", "l'homme n'est pas là"),
         ("fr", "L\u2019homme qu\u2019on voit aujourd\u2019hui", "l'homme qu'on voit aujourd'hui"),
@@ -507,8 +507,8 @@ def test_transform_keeps_the_whole_picture(size):
 
 def test_transform_does_not_alias():
     stripes = np.zeros((128, 128, 3), np.uint8)
-    stripes[:, ::2] = 255
-    assert (transform(Image.fromarray(stripes), 16).float() - 127.5).abs().max() < 12
+    stripes[:, ::8] = 255
+    assert (transform(Image.fromarray(stripes), 16).float() - 255 / 8).abs().max() < 16
 
 
 def test_read_pictures_keeps_order_and_hands_back_errors(tmp_path):
