@@ -125,7 +125,7 @@ def read_captions(path: Path) -> Captions:
         reason = f"{type(error).__name__} {error}"
         raise DataError(f"{path} is damaged ({reason}): fetch or write it again.") from error
     if not captions.of_image:
-        raise DataError(f"{path} holds no captions.")
+        raise DataError(f"{path} holds no captions: a row needs an image and its text.")
     return captions
 
 

@@ -197,6 +197,8 @@ class Run:
         """Train the epochs that are left, validate after each, keep the best and the last."""
         place, settings = self.place, self.settings
         self.log = RunLog(settings.runs / settings.run_name, step=place.step)
+        rows = "\n".join(f"| {name} | {value} |" for name, value in _plain(settings).items())
+        self.log.text("settings", f"| setting | value |\n|---|---|\n{rows}")
         try:
             while place.epoch < settings.epochs and not self.is_stale():
                 self.train_epoch()

@@ -43,7 +43,7 @@ def test_imports_point_one_way(name):
 
 
 def commands(readme):
-    blocks = re.findall(r"```sh\n(.*?)```|((?:^    .*\n)+)", readme, flags=re.M | re.S)
+    blocks = re.findall(r"```sh\n([^`]*)```|((?:^    [^\n]*\n)+)", readme, flags=re.M)
     lines = [line for block in blocks for part in block for line in part.splitlines()]
     for line in lines:
         found = re.search(r"python (train|predict|evaluate)\.py(.*?)(#.*)?$", line)
