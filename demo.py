@@ -128,7 +128,7 @@ def draw(
         facts.append(json.dumps({"image": name, **_facts(scene)}))
 
     names = [f"scene_{i:05d}.png" for i in range(n_scenes)]
-    part = max(1, n_scenes // 12)
+    part = max(1, n_scenes // 18)
     held_out = rng.sample(names, 2 * part)
     _write(folder / "results.csv", rows)
     _write(folder / "split_val.txt", sorted(held_out[:part]))
@@ -157,14 +157,14 @@ def _write(path: Path, lines: list[str]) -> None:
 
 
 def random_scene(rng: random.Random) -> Scene:
-    """Make up a scene; in two of five there are two things, unlike in colour and shape."""
+    """Make up a scene; in one of three there are two things, unlike in colour and shape."""
 
     def near(middle: float, spread: float = 0.025) -> float:
         return rng.uniform(middle - spread, middle + spread)
 
     ground = rng.choice(tuple(GROUNDS))
     colours, shapes = rng.sample(tuple(COLOURS), 2), rng.sample(SHAPES, 2)
-    relation = rng.choice(tuple(RELATIONS)) if rng.random() < 0.4 else None
+    relation = rng.choice(tuple(RELATIONS)) if rng.random() < 1 / 3 else None
     big, small = rng.uniform(0.235, 0.26), rng.uniform(0.09, 0.11)
     side = -1 if relation == "left" else 1 if relation == "right" else rng.choice((-1, 1))
 
@@ -479,9 +479,9 @@ def _ring(x: np.ndarray, y: np.ndarray) -> Surface:
 
 def _cross(x: np.ndarray, y: np.ndarray) -> Surface:
     x, y = np.abs(x), np.abs(y)
-    x, y = np.maximum(x, y) - 0.92, np.minimum(x, y) - 0.27  # past the end, past the side
+    x, y = np.maximum(x, y) - 0.92, np.minimum(x, y) - 0.2  # past the end, past the side
     outside = np.maximum(x, y) > 0
-    notch = np.hypot((0.27 - 0.92 - x).clip(0), -np.maximum(x, y))
+    notch = np.hypot((0.2 - 0.92 - x).clip(0), -np.maximum(x, y))
     return np.where(outside, np.hypot(x.clip(0), y.clip(0)), -notch) - 0.08, None
 
 

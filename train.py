@@ -248,6 +248,7 @@ class Run:
             if time.monotonic() - self.saved_at > SAVE_EVERY:
                 with cli.uninterrupted():
                     self.save("last.pt", training=True)
+        place.sums.stop()
 
     def train_step(self, batch: Batch, logged: Sums) -> Tensor:
         """One step of the optimizer; nothing in it waits for the device."""
@@ -412,6 +413,7 @@ class Sums:
         self.nats: Tensor | float = nats
         self.n_words = n_words
         self.started_at = time.monotonic() - seconds
+        self.stopped_at: float | None = None
 
     def add(self, nats: Tensor, n_words: int) -> None:
         """Add a batch's summed loss and its words."""
@@ -422,9 +424,13 @@ class Sums:
         """Nats per word."""
         return float(self.nats) / max(1, self.n_words)
 
+    def stop(self) -> None:
+        """Stop the clock: what follows is not training."""
+        self.stopped_at = time.monotonic()
+
     def seconds(self) -> float:
-        """Since the first word."""
-        return time.monotonic() - self.started_at
+        """From the beginning until now, or until the clock was stopped."""
+        return (self.stopped_at or time.monotonic()) - self.started_at
 
     def words_per_second(self) -> float:
         """Captions' words learned from, a second."""
