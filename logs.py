@@ -59,10 +59,8 @@ class RunLog:
         self, images: Sequence[Image.Image], ours: Sequence[str], human: Sequence[str], step: int
     ) -> None:
         """Pictures with our caption and a human one written below each."""
-        cards = [
-            _card(*card) for card in zip(images, ours, human, strict=True)
-        ]  # of one size, so that they share a tensor
-        self.writer.add_images("captions", torch.stack(cards), step)
+        for number, card in enumerate(zip(images, ours, human, strict=True), start=1):
+            self.writer.add_image(f"captions/{number}", _card(*card), step)
 
     def embeddings(
         self,
