@@ -381,7 +381,8 @@ def load_corpus(folder: Path, captions_name: str = "") -> Corpus:
     Raises:
         DataError: no folder, no captions, or not one of their images present.
     """
-    path = folder / captions_name if captions_name else find_captions(folder)
+    chosen = captions_name and folder.is_dir()
+    path = folder / captions_name if chosen else find_captions(folder)
     if not path.is_file():
         raise DataError(f"no captions file {path}: check --captions and --data.")
     captions = read_captions(path)

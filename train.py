@@ -25,7 +25,11 @@ class Settings:
     freq_threshold: int = option(5, "words met less often are left out", at_least=1)
 
     # The model
-    encoder: str = option("resnet50", "resnet18, 34, 50, 101 or 152")
+    encoder: str = option(
+        "resnet50",
+        "the network that looks",
+        choices=("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    )
     encoder_weights: str = option(
         "IMAGENET1K_V1", "pretrained weights: torchvision's name, a file, or none"
     )
@@ -233,16 +237,16 @@ class Run:
     def train_epoch(self) -> None:
         """Take the epoch's steps, from wherever it stands."""
         place = self.place
-        plan = self.plan(place.epoch)[place.position :]
+        plan = self.plan(place.epoch)
         self.model.train()
-        bar = cli.progress(plan, about=f"epoch {place.epoch + 1}", unit="step")
+        bar = cli.progress(plan[place.position :], about=f"epoch {place.epoch + 1}", unit="step")
         logged = Sums()  # since the last log
         gradient_norm = torch.zeros(())
         for pairs in bar:
             batch = collate(self.train_set, pairs).to(self.device)
             with cli.uninterrupted():
                 gradient_norm = self.train_step(batch, logged)
-            if place.step % LOG_EVERY == 0:
+            if place.step % LOG_EVERY == 0 or place.position == len(plan):
                 self.log_progress(bar, logged, gradient_norm)
                 logged = Sums()
             if time.monotonic() - self.saved_at > SAVE_EVERY:

@@ -78,7 +78,7 @@ def test_no_two_pictures_are_alike(folder):
     assert len(set(pictures)) == N_SCENES
 
 
-@pytest.mark.parametrize(("n_scenes", "held_out"), [(3, 1), (24, 2), (36, 3)])
+@pytest.mark.parametrize(("n_scenes", "held_out"), [(3, 1), (24, 1), (36, 2)])
 def test_splits_are_disjoint_and_name_real_images(tmp_path, n_scenes, held_out):
     demo.draw(tmp_path, n_scenes=n_scenes, size=16)
     names = {p.name for p in (tmp_path / "flickr30k_images").iterdir()}

