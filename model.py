@@ -148,6 +148,8 @@ class ImageCaptioningModel(nn.Module):
 
     def start(self, features: Tensor) -> State:
         """The state after the image has been read: (N, F) → N rows."""
+        # One image has no variance to be standardised by: the running statistics serve.
+        self.image_embedding[0].train(self.training and len(features) > 1)
         image = self.image_embedding(features)  # (N, E)
         _, (hidden, cell) = self.lstm(image.unsqueeze(1))
         return State(hidden, cell, image)

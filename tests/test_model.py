@@ -87,6 +87,14 @@ def test_eight_captions_overfit():
     assert said == tokens[:, 1:-1].tolist()
 
 
+def test_a_batch_of_one_image_can_be_learned_from():
+    """BatchNorm refuses a single row in training mode: the last batch of an epoch may be one."""
+    model = make(dropout=0.0).train()
+    image = vectors(model, 1)
+    one = model(image, TOKENS[:1], torch.tensor([0]))
+    torch.testing.assert_close(one, model.eval()(image, TOKENS[:1], torch.tensor([0])))
+
+
 @pytest.mark.parametrize("train_encoder", [False, True])
 def test_frozen_means_frozen(train_encoder):
     """Tutorials left BatchNorm in training mode under a frozen ResNet: its statistics drifted."""
