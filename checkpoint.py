@@ -123,8 +123,8 @@ def load(path: Path, device: torch.device) -> Checkpoint:
 
 def _read(path: Path, device: torch.device) -> dict[str, Any]:
     if not path.is_file():
-        demo = path.parent / "demo" / path.name
-        hint = f" The demo's is {demo}." if demo.is_file() else ""
+        others = sorted(path.parent.glob(f"*/{path.name}"), key=lambda p: p.stat().st_mtime)
+        hint = f" There is {others[-1]}." if others else ""
         raise DataError(
             f"no checkpoint {path}: train one with `python train.py` (--demo needs no data), or "
             f"name another with --checkpoint.{hint}"

@@ -569,6 +569,11 @@ def _describe(
 
 def _load_run(settings: Settings, device: torch.device) -> Checkpoint:
     """The run to go on with."""
+    if not (settings.checkpoints / "last.pt").is_file():
+        raise DataError(
+            f"nothing to go on with in {settings.checkpoints}: leave --resume out, or name the "
+            "run's folder with --checkpoints (give --demo for the demo's)."
+        )
     resumed = checkpoint.load(settings.checkpoints / "last.pt", device)
     if not resumed.training:
         path = settings.checkpoints / "last.pt"
