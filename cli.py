@@ -54,19 +54,19 @@ def check(settings: Any) -> None:
         ValueError: naming the flag, the value and what is allowed.
     """
     for field in dataclasses.fields(settings):
-        value, flag = getattr(settings, field.name), _flag(field.name)
+        value, name = getattr(settings, field.name), flag(field.name)
         at_least, below = field.metadata["at_least"], field.metadata["below"]
         choices = field.metadata["choices"]
         if value is None:
             continue
         if isinstance(value, float) and math.isnan(value):
-            raise ValueError(f"{flag} must be a number, got nan")
+            raise ValueError(f"{name} must be a number, got nan")
         if at_least is not None and value < at_least:
-            raise ValueError(f"{flag} must be at least {at_least}, got {value}")
+            raise ValueError(f"{name} must be at least {at_least}, got {value}")
         if below is not None and value >= below:
-            raise ValueError(f"{flag} must be below {below}, got {value}")
+            raise ValueError(f"{name} must be below {below}, got {value}")
         if choices is not None and value not in choices:
-            raise ValueError(f"{flag} must be one of {', '.join(choices)}, got {value!r}")
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def parse(settings_class: type[S], argv: Sequence[str] | None = None) -> tuple[S, frozenset[str]]:
@@ -187,18 +187,18 @@ def _parser(settings_class: type) -> _Parser:
     )
     types = get_type_hints(settings_class)
     for field in dataclasses.fields(settings_class):
-        kind, flag, default = types[field.name], _flag(field.name), field.default
+        kind, name, default = types[field.name], flag(field.name), field.default
         text = field.metadata["help"].replace("%", "%%")
         if kind is bool:
             action = argparse.BooleanOptionalAction if default else "store_true"
-            parser.add_argument(flag, action=action, help=text)
+            parser.add_argument(name, action=action, help=text)
             continue
         if isinstance(kind, UnionType):  # "int | None": None is told by leaving the flag out
             kind = get_args(kind)[0]
         many = get_args(kind)[:1] if get_origin(kind) is tuple else ()
         shown = " ".join(map(str, default)) if many else "" if default is None else str(default)
         parser.add_argument(
-            flag,
+            name,
             type=many[0] if many else kind,
             nargs="+" if many else None,
             action=_Extend if many else "store",
@@ -221,7 +221,8 @@ class _Extend(argparse.Action):
         setattr(namespace, self.dest, (*getattr(namespace, self.dest, ()), *values))
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """The flag of a setting: ``batch_size`` → ``--batch-size``."""
     return "--" + name.replace("_", "-")
 
 

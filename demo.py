@@ -1,8 +1,8 @@
 """Draw the demo's data: little scenes with five captions each, in Flickr30k's own layout.
 
-A scene is one large coloured thing, often a small second one, and the ground they are on. Picture
-and captions follow from it, so what a captioner says can be checked word by word: every caption
-names the large thing first, by exactly one colour word and one shape word.
+A scene is one large coloured thing, sometimes a small second one, and the ground they are on.
+Picture and captions follow from it, so what a captioner says can be checked word by word: every
+caption names the large thing first, by exactly one colour word and one shape word.
 
 The shapes are signed distance fields: their smooth edges, their soft rims and the light on them
 all come from one distance a pixel, at any size. Nothing here reads a file or trains a model.
@@ -105,7 +105,7 @@ def draw(
     Args:
         folder: gets `flickr30k_images/*.png`, `results.csv` as Kaggle has it, the image names of
             `split_val.txt` and `split_test.txt`, and `scenes.jsonl`.
-        n_scenes: pictures to draw; a twelfth is for validation, a twelfth for testing.
+        n_scenes: pictures to draw; one of 18 is for validation, one of 18 for testing.
         size: width and height of a picture, in pixels.
         seed: another seed, other scenes.
         progress: wraps the loop over the pictures, as `tqdm` does.

@@ -70,25 +70,21 @@ def evaluate(settings: Settings) -> None:
         raise DataError(
             f"the {settings.split} split of {corpus.captions.path} is empty: give --split {filled}."
         )
-    prepared = features.prepare(
-        [example.path for example in examples],
+    examples, rows = features.prepare_examples(
+        examples,
         trained.model,
         image_size=trained.image_size,
         cache=settings.cache,
         device=device,
         progress=partial(cli.progress, about="looking at pictures", unit="picture"),
     )
-    for reason in prepared.unreadable.values():
-        log.warning(f"warning: left out: {reason}")
-    if not prepared.kept:
-        raise DataError(f"none of the {len(examples):,} pictures can be read.")
-    if len(prepared.kept) < FEW:
+    if len(examples) < FEW:
         log.warning(f"warning: CIDEr means little on fewer than {FEW} images.")
 
     search = trained.search(settings.beam_size, settings.max_words, settings.length_penalty)
-    found = trained.model.caption(prepared.rows, **search)
+    found = trained.model.caption(rows, **search)
     captions = [trained.vocabulary.text(hypotheses[0].tokens) for hypotheses in found]
-    references = [examples[i].captions for i in prepared.kept]
+    references = [example.captions for example in examples]
     _print(settings, search["beam_size"], captions, metrics.score(captions, references))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,8 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loader import DataError, read_pictures, whole_file
+from loader import DataError, Example, read_pictures, whole_file
 from model import ImageCaptioningModel
+
+log = logging.getLogger(__name__)
 
 # Part of every key: raised whenever ``loader.transform`` or ``model.encode`` changes its numbers.
 VERSION = 1
@@ -121,6 +124,24 @@ def prepare(
     kept = [i for i, path in enumerate(paths) if path not in unreadable]
     rows = Rows([shards.places[identities[i]] for i in kept])
     return Prepared(rows, kept, unreadable)
+
+
+def prepare_examples(
+    examples: Sequence[Example], model: ImageCaptioningModel, **options: Any
+) -> tuple[list[Example], Rows]:
+    """``prepare`` for a split: the examples whose pictures can be read, and their rows.
+
+    Those left out are named in warnings.
+
+    Raises:
+        DataError: no picture can be read.
+    """
+    prepared = prepare([example.path for example in examples], model, **options)
+    for reason in prepared.unreadable.values():
+        log.warning(f"warning: left out: {reason}")
+    if not prepared.kept:
+        raise DataError(f"none of the {len(examples):,} pictures can be read.")
+    return [examples[i] for i in prepared.kept], prepared.rows
 
 
 class _Shards:

@@ -17,7 +17,7 @@ from loader import SPECIAL_TOKENS, Vocabulary
 
 # The projector keeps its tensors as text: more rows make it slow to open.
 PROJECTED_WORDS = 2000
-PROJECTED_IMAGES = 1000
+PROJECTED_IMAGES = 500
 THUMBNAIL = 48
 
 LAYOUT = {
@@ -41,7 +41,6 @@ class RunLog:
 
     def __init__(self, folder: Path, *, step: int = 0) -> None:
         """Open the folder; what an interrupted run logged after ``step`` is hidden."""
-        self.folder = folder
         self.writer = SummaryWriter(str(folder), purge_step=step or None)
         if not step:
             self.writer.add_custom_scalars(LAYOUT)
@@ -90,11 +89,10 @@ class RunLog:
             metadata_header=["word", "frequency"],
             tag="words",
         )
-        n_images = min(len(images), PROJECTED_IMAGES)
-        thumbnails = [image.resize((THUMBNAIL, THUMBNAIL)) for image in images[:n_images]]
+        thumbnails = [image.resize((THUMBNAIL, THUMBNAIL)) for image in images]
         self.writer.add_embedding(
-            image_vectors[:n_images],
-            metadata=[(_label(ours), _label(human)) for ours, human in captions[:n_images]],
+            image_vectors,
+            metadata=[(_label(ours), _label(human)) for ours, human in captions],
             metadata_header=["caption", "human"],
             label_img=torch.stack([_tensor(image) for image in thumbnails]).float() / 255,
             tag="images",

@@ -76,7 +76,7 @@ if __name__ == "__main__":  # --help and typos answer at once, before the slow i
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -104,7 +104,7 @@ from loader import (
     plan_batches,
     read_image,
 )
-from logs import RunLog
+from logs import PROJECTED_IMAGES, RunLog
 from model import ImageCaptioningModel, targets
 
 log = logging.getLogger(__name__)
@@ -307,15 +307,15 @@ class Run:
                 logits = self.model(batch.images, batch.tokens, batch.image_of)
                 expected = targets(batch.tokens)
                 sums.add(word_losses(logits, expected, 0.0)[1], len(expected))
-        captions = self.describe(self.val_set)
+        captions = self.describe(self.val_set.images)
         references = [example.captions for example in self.val_set.examples]
         scores = {"loss": sums.mean(), **metrics.score(captions, references)}
         return scores, captions
 
-    def describe(self, dataset: Flickr30k) -> list[str]:
+    def describe(self, images: Sequence[Tensor]) -> list[str]:
         """A caption for each image, as `predict.py` would write it."""
         found = self.model.caption(
-            dataset.images,
+            images,
             beam_size=self.settings.beam_size,
             max_words=self.settings.max_words,
             length_penalty=self.settings.length_penalty,
@@ -390,10 +390,10 @@ class Run:
         """Fill TensorBoard's projector and table of runs with the best model."""
         best = checkpoint.load(self.settings.checkpoints / "best.pt", self.device)
         self.model.load_state_dict(best.model.state_dict())
-        examples = self.val_set.examples[:500]
-        captions = self.describe(self.val_set)
+        examples = self.val_set.examples[:PROJECTED_IMAGES]
+        images = torch.stack([self.val_set.images[i] for i in range(len(examples))])
+        captions = self.describe(images)
         with torch.inference_mode():
-            images = torch.stack([self.val_set.images[i] for i in range(len(examples))])
             vectors = [
                 self.model.image_embedding(self.model.features(part.to(self.device)))
                 for part in images.split(64)
@@ -403,7 +403,7 @@ class Run:
             self.model.word_embedding.weight.detach(),
             torch.cat(vectors),
             [read_image(example.path, size=64) for example in examples],
-            list(zip(captions, (e.captions[0] for e in examples), strict=False)),
+            list(zip(captions, (e.captions[0] for e in examples), strict=True)),
         )
         self.log.text("model card", checkpoint.describe(best))
         self.log.results(_plain(self.settings), self.place.best)
@@ -538,19 +538,15 @@ def _dataset(
     device: torch.device,
 ) -> Flickr30k:
     """A split with its image vectors or pixels; pictures that cannot be read are left out."""
-    prepared = features.prepare(
-        [example.path for example in examples],
+    examples, rows = features.prepare_examples(
+        examples,
         model,
         image_size=settings.image_size,
         cache=settings.cache,
         device=device,
         progress=partial(cli.progress, about="looking at pictures", unit="picture"),
     )
-    for reason in prepared.unreadable.values():
-        log.warning(f"warning: left out: {reason}")
-    if not prepared.kept:
-        raise DataError(f"none of the {len(examples):,} pictures can be read.")
-    return Flickr30k([examples[i] for i in prepared.kept], vocabulary, prepared.rows)
+    return Flickr30k(examples, vocabulary, rows)
 
 
 def _describe(
@@ -569,14 +565,14 @@ def _describe(
 
 def _load_run(settings: Settings, device: torch.device) -> Checkpoint:
     """The run to go on with."""
-    if not (settings.checkpoints / "last.pt").is_file():
+    path = settings.checkpoints / "last.pt"
+    if not path.is_file():
         raise DataError(
             f"nothing to go on with in {settings.checkpoints}: leave --resume out, or name the "
             "run's folder with --checkpoints (give --demo for the demo's)."
         )
-    resumed = checkpoint.load(settings.checkpoints / "last.pt", device)
+    resumed = checkpoint.load(path, device)
     if not resumed.training:
-        path = settings.checkpoints / "last.pt"
         raise DataError(f"{path} holds no training state to go on with: it is a copy of best.pt.")
     return resumed
 
@@ -588,10 +584,9 @@ def _resumed_settings(settings: Settings, given: frozenset[str], resumed: Checkp
     now = {name: getattr(settings, name) for name in given}
     for name, value in now.items():
         if name not in CHANGEABLE and value != before[name]:
-            flag = "--" + name.replace("_", "-")
             raise cli.UsageError(
-                f"{flag} is {before[name]} in the run to go on with, not {value}: leave the flag "
-                "out, or start afresh without --resume."
+                f"{cli.flag(name)} is {before[name]} in the run to go on with, not {value}: leave "
+                "the flag out, or start afresh without --resume."
             )
     changed = {**now, "checkpoints": settings.checkpoints, "device": settings.device}
     return Settings(**{**before, **changed})
