@@ -7,8 +7,9 @@ never runs code, and needs neither the data set, nor spaCy, nor a download.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ import torch
 from torch import Tensor
 
 from loader import DataError, Vocabulary, whole_file
-from model import ImageCaptioningModel
+from model import ENCODERS, ImageCaptioningModel, Search
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
+MOMENT = "%Y-%m-%d_%H-%M-%S"  # how the time a run began is written
 
 
 @dataclass
@@ -50,14 +52,22 @@ class Checkpoint:
         """The side of the square pictures the model was trained on, in pixels."""
         return self.settings["image_size"]
 
-    def search(
-        self, beam_size: int | None, max_words: int | None, length_penalty: float | None
-    ) -> dict[str, Any]:
-        """Arguments for ``model.caption``: what is given, and else as the run validated with."""
-        given = {"beam_size": beam_size, "max_words": max_words, "length_penalty": length_penalty}
-        return {
-            name: self.settings[name] if value is None else value for name, value in given.items()
-        }
+    def search(self, given: Mapping[str, Any]) -> Search:
+        """How sentences are looked for: as the run validated, but for what is given and no None.
+
+        With a temperature one sentence is drawn, unless more are asked for.
+        """
+        asked = {name: value for name, value in given.items() if value is not None}
+        if asked.get("temperature"):
+            asked = {"beam_size": 1, **asked}
+        return search({**self.settings, **asked}, self.vocabulary)
+
+
+def search(settings: Mapping[str, Any], vocabulary: Vocabulary) -> Search:
+    """What the settings of that name say; the words no sentence ends on are the vocabulary's."""
+    names = [field.name for field in fields(Search) if field.name in settings]
+    chosen = {name: settings[name] for name in names}
+    return Search(**chosen, not_last=vocabulary.hanging)
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -95,6 +105,12 @@ def load(path: Path, device: torch.device) -> Checkpoint:
     """
     content = _read(path, device)
     try:
+        encoder = content["model"]["encoder"]
+        if encoder not in ENCODERS:
+            raise DataError(
+                f"{path} looks with {encoder!r}, which this version does not know (it knows "
+                f"{', '.join(ENCODERS)}): update the project."
+            )
         vocabulary = Vocabulary(**content["vocabulary"])
         # Built without memory of its own: the file's tensors become the model's.
         with torch.device("meta"):
@@ -119,6 +135,28 @@ def load(path: Path, device: torch.device) -> Checkpoint:
             f"its vocabulary {n_words}."
         )
     return checkpoint
+
+
+def load_ensemble(paths: Sequence[Path], device: torch.device) -> list[Checkpoint]:
+    """Read one checkpoint, or several whose models can speak as one.
+
+    Raises:
+        DataError: as ``load``; or they know different words, or look at pictures of other sizes.
+    """
+    models = [load(path, device) for path in paths]
+    for path, other in zip(paths[1:], models[1:], strict=True):
+        if other.vocabulary.words != models[0].vocabulary.words:
+            raise DataError(
+                f"{paths[0]} and {path} know different words ({len(models[0].vocabulary):,} and "
+                f"{len(other.vocabulary):,}): only models trained on the same captions can be "
+                "given to --checkpoint together."
+            )
+        if other.image_size != models[0].image_size:
+            raise DataError(
+                f"{paths[0]} looks at pictures of {models[0].image_size} pixels, {path} of "
+                f"{other.image_size}: give --checkpoint models of the same --image-size."
+            )
+    return models
 
 
 def _read(path: Path, device: torch.device) -> dict[str, Any]:
@@ -148,7 +186,49 @@ def _read(path: Path, device: torch.device) -> dict[str, Any]:
             f"{path} was written by a newer version (format {found}, this one reads up to "
             f"{FORMAT}): update the project."
         )
+    if found < FORMAT:
+        raise DataError(
+            f"{path} was written by an earlier version (format {found}, this one reads {FORMAT}): "
+            "train again, or use the version that wrote it."
+        )
     return dict(content)
+
+
+def set_aside(folder: Path, logs: Path) -> None:
+    """Move what an earlier run left where a new one will write, so that nothing is lost.
+
+    Args:
+        folder: with ``best.pt`` and ``last.pt``; they go into a folder named after their beginning.
+        logs: the new run's TensorBoard folder; one that is there already gets another name.
+    """
+    files = [path for path in (folder / "best.pt", folder / "last.pt") if path.exists()]
+    when = _began(files[0]) if files else _moment(logs.stat().st_mtime) if logs.exists() else ""
+    if files:
+        aside = _free(folder / when)
+        aside.mkdir(parents=True)
+        for path in files:
+            path.rename(aside / path.name)
+        log.info(f"kept        the earlier run's checkpoints, now in {aside}")
+    if logs.exists():
+        logs.rename(_free(logs.with_name(f"{logs.name}_{when}")))
+
+
+def _began(path: Path) -> str:
+    """When the run that wrote a checkpoint began; for a damaged one, when it was written."""
+    try:
+        return str(_read(path, torch.device("meta"))["started_at"])
+    except (DataError, KeyError):
+        return _moment(path.stat().st_mtime)
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).strftime(MOMENT)
+
+
+def _free(path: Path) -> Path:
+    """The path, or with a number if there is something by that name."""
+    names = (path.with_name(f"{path.name}-{n}") for n in range(2, 1000))
+    return path if not path.exists() else next(name for name in names if not name.exists())
 
 
 def describe(checkpoint: Checkpoint) -> str:

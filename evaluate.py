@@ -1,7 +1,8 @@
-"""Score a trained model: `python evaluate.py --split val`.
+"""Score a trained model: `python evaluate.py --split val`, or several that speak as one.
 
 Lets the model describe a split's images freely and compares with what people wrote. Prints a
-table and, as the last line, the same as one line of JSON.
+table and, as the last line, the same as one line of JSON; `--output report.html` writes a page to
+browse.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from cli import option
 class Settings:
     """Score a trained model on a split of a data set."""
 
-    checkpoint: Path = option(Path("checkpoints/best.pt"), "the trained model")
+    checkpoint: tuple[Path, ...] = option(
+        (Path("checkpoints/best.pt"),), "the trained model, or several that speak as one"
+    )
     split: str = option("val", "which images", choices=("train", "val", "test"))
     data: Path | None = option(None, "folder with captions and photos; left out, as in training")
     captions: str | None = option(None, "captions file in that folder; left out, as in training")
@@ -28,26 +31,48 @@ class Settings:
     length_penalty: float | None = option(
         None, "0 favours short captions, 1 long ones; left out, as in training", at_least=0
     )
+    no_repeat: int | None = option(
+        None, "words in a row that no caption says twice; left out, as in training", at_least=0
+    )
+    temperature: float = option(0.0, "above 0: draw captions at random, 1 as believed", at_least=0)
+    top_p: float = option(1.0, "draw only from the likeliest words of this share")
+    output: Path | None = option(None, "write a report for each image: .html or .json")
+    overwrite: bool = option(False, "replace the output file if it exists")
+    coco: bool = option(False, "score with coco-caption too: needs pycocoevalcap and Java")
     cache: Path = option(Path("cache"), "where computed image vectors are kept")
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
+    seed: int = option(0, "of captions drawn at random", at_least=0)
     quiet: bool = option(False, "no progress and notes, only results and errors")
     debug: bool = option(False, "show where an error comes from")
 
     def __post_init__(self) -> None:
         cli.check(self)
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"--top-p must be above 0 and at most 1, got {self.top_p}")
+        if self.output and self.output.suffix not in (".html", ".json"):
+            raise ValueError(f"--output must end in .html or .json, got {self.output}")
 
 
 if __name__ == "__main__":  # --help and typos answer at once, before the slow imports
     cli.parse(Settings)
 
+import contextlib
+import io
 import json
 import logging
+import shutil
+from collections.abc import Sequence
 from functools import partial
+
+import torch
 
 import checkpoint
 import features
 import metrics
-from loader import DataError, load_corpus
+import report
+from checkpoint import Checkpoint
+from loader import Corpus, DataError, Example, load_corpus
+from model import Hypothesis, caption
 
 log = logging.getLogger(__name__)
 
@@ -55,50 +80,181 @@ FEW = 50  # images: with fewer, CIDEr's document frequencies mean little
 
 
 def evaluate(settings: Settings) -> None:
-    """Describe the split's images, score the captions, print the scores."""
-    device = cli.device(settings.device)
-    trained = checkpoint.load(settings.checkpoint, device)
+    """Describe the split's images, score the captions, print the scores, write the report."""
+    if settings.output and settings.output.exists() and not settings.overwrite:
+        raise DataError(f"{settings.output} exists: give --overwrite to replace it.")
+    models = checkpoint.load_ensemble(settings.checkpoint, cli.device(settings.device))
+    corpus = _corpus(settings, models[0])
+    examples, found = _describe(settings, models, corpus.splits[settings.split])
+    if len(examples) < FEW:
+        log.warning(f"warning: CIDEr means little on fewer than {FEW} images.")
+
+    vocabulary = models[0].vocabulary
+    captions = [vocabulary.text(hypotheses[0].tokens) for hypotheses in found]
+    references = [example.captions for example in examples]
+    scores: dict[str, float] = metrics.score(captions, references)
+    official = _official(captions, references) if settings.coco else {}
+    habits = _habits(models[0], captions, found, references, corpus)
+    search = models[0].search(vars(settings))
+    summary = {
+        "checkpoint": " ".join(map(str, settings.checkpoint)),
+        "split": settings.split,
+        "images": len(captions),
+        "beam_size": search.beam_size,
+        **scores,
+        **{f"{name} (official)": value for name, value in official.items()},
+        **habits,
+    }
+    _print(summary, scores, official, habits)
+    if settings.output:
+        per_image = metrics.score_each(captions, references)
+        rows = [
+            report.Row(example.name, text, hypotheses[0].log_prob, each, example.captions)
+            for example, text, hypotheses, each in zip(
+                examples, captions, found, per_image, strict=True
+            )
+        ]
+        report.write(
+            settings.output,
+            rows,
+            summary=summary,
+            pictures=[example.path for example in examples],
+            progress=partial(cli.progress, about="writing the report", unit="picture"),
+        )
+        log.info(f"written to {settings.output}")
+
+
+def _corpus(settings: Settings, trained: Checkpoint) -> Corpus:
+    """The data set asked for, or the one of the training; its split is not empty."""
     data = settings.data or Path(trained.settings["data"])
     captions_name = settings.captions
     if captions_name is None:
         captions_name = "" if settings.data else trained.settings["captions"]
     corpus = load_corpus(data, captions_name)
     log.info(corpus.describe())
-    examples = corpus.splits[settings.split]
-    if not examples:
+    if not corpus.splits[settings.split]:
         filled = ", ".join(split for split, images in corpus.splits.items() if images)
         raise DataError(
             f"the {settings.split} split of {corpus.captions.path} is empty: give --split {filled}."
         )
-    examples, rows = features.prepare_examples(
-        examples,
-        trained.model,
-        image_size=trained.image_size,
-        cache=settings.cache,
-        device=device,
-        progress=partial(cli.progress, about="looking at pictures", unit="picture"),
-    )
-    if len(examples) < FEW:
-        log.warning(f"warning: CIDEr means little on fewer than {FEW} images.")
+    return corpus
 
-    search = trained.search(settings.beam_size, settings.max_words, settings.length_penalty)
-    found = trained.model.caption(rows, **search)
-    captions = [trained.vocabulary.text(hypotheses[0].tokens) for hypotheses in found]
-    references = [example.captions for example in examples]
-    _print(settings, search["beam_size"], captions, metrics.score(captions, references))
+
+def _describe(
+    settings: Settings, models: Sequence[Checkpoint], examples: list[Example]
+) -> tuple[list[Example], list[list[Hypothesis]]]:
+    """The examples whose pictures can be read, and what the models propose for each."""
+    seen = []
+    for trained in models:
+        examples, rows = features.prepare_examples(
+            examples,
+            trained.model,
+            image_size=trained.image_size,
+            cache=settings.cache,
+            device=trained.model.words.weight.device,
+            progress=partial(cli.progress, about="looking at pictures", unit="picture"),
+        )
+        seen.append(rows)
+    torch.manual_seed(settings.seed)
+    search = models[0].search(vars(settings))
+    return examples, caption([trained.model for trained in models], seen, search)
+
+
+def _habits(
+    trained: Checkpoint,
+    captions: Sequence[str],
+    found: Sequence[Sequence[Hypothesis]],
+    references: Sequence[Sequence[str]],
+    corpus: Corpus,
+) -> dict[str, float]:
+    """What exposes a dull model, which scores alone do not."""
+    said = [metrics.tokens(text) for text in captions]
+    known = {
+        tuple(metrics.tokens(text))
+        for example in corpus.splits["train"]
+        for text in example.captions
+    }
+    lengths = [len(metrics.tokens(text)) for image in references for text in image]
+    hanging = set(trained.vocabulary.hanging)
+    used = {word for hypotheses in found for word in hypotheses[0].tokens}
+    n = len(captions) / 100
+    return {
+        "distinct captions, %": len(set(captions)) / n,
+        "vocabulary used, %": 100 * len(used) / (len(trained.vocabulary) - 4),
+        "copied from training, %": sum(tuple(words) in known for words in said) / n,
+        "mean length, words": sum(map(len, said)) / len(said),
+        "people's mean length": sum(lengths) / len(lengths),
+        "ending on an article or preposition, %": (
+            sum(
+                hypotheses[0].tokens[-1:] != [] and hypotheses[0].tokens[-1] in hanging
+                for hypotheses in found
+            )
+            / n
+        ),
+    }
+
+
+def _official(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Scores of coco-caption itself, x 100; nothing but a warning where it does not run."""
+    if not shutil.which("java"):
+        log.warning("warning: --coco needs Java: install it (Debian: default-jre-headless).")
+        return {}
+    try:
+        from pycocoevalcap.bleu.bleu import Bleu
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.meteor.meteor import Meteor
+        from pycocoevalcap.rouge.rouge import Rouge
+        from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+    except ImportError as error:
+        log.warning(f"warning: --coco needs `pip install pycocoevalcap` ({error}).")
+        return {}
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
+            tokenizer = PTBTokenizer()
+            theirs = tokenizer.tokenize(
+                {
+                    i: [{"caption": " ".join(t.split())} for t in image]
+                    for i, image in enumerate(references)
+                }
+            )
+            ours = tokenizer.tokenize({i: [{"caption": text}] for i, text in enumerate(captions)})
+            scores = dict(
+                zip(
+                    ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4"),
+                    Bleu(4).compute_score(theirs, ours)[0],
+                    strict=True,
+                )
+            )
+            for name, scorer in (("CIDEr", Cider()), ("ROUGE-L", Rouge()), ("METEOR", Meteor())):
+                scores[name] = scorer.compute_score(theirs, ours)[0]
+    except Exception as error:  # a Java process can fail in any way
+        log.warning(f"warning: --coco failed, its scores are left out: {error!r}")
+        return {}
+    return {name: 100 * float(value) for name, value in scores.items()}
 
 
 def _print(
-    settings: Settings, beam_size: int, captions: list[str], scores: dict[str, float]
+    summary: dict[str, object],
+    scores: dict[str, float],
+    official: dict[str, float],
+    habits: dict[str, float],
 ) -> None:
     """A table for people, a line of JSON for scripts."""
-    n_images, distinct = len(captions), 100 * len(set(captions)) / len(captions)
-    print(f"{settings.checkpoint} on {n_images:,} {settings.split} images, beam {beam_size}\n")
-    for name, value in scores.items():
-        print(f"{name:<20}{value:6.1f}")
-    print(f"{'distinct captions':<20}{distinct:6.1f} %\n")
-    line = {**scores, "images": n_images, "split": settings.split, "beam_size": beam_size}
-    print(json.dumps(line))
+    print(
+        f"{summary['checkpoint']} on {summary['images']:,} {summary['split']} images, "
+        f"beam {summary['beam_size']}\n"
+    )
+    width = max(map(len, habits))
+    if official:
+        print(f"{'':<{width}}    ours  official")
+    for name in dict.fromkeys([*scores, *official]):
+        ours = f"{scores[name]:8.1f}" if name in scores else " " * 8
+        theirs = f"{official[name]:10.1f}" if name in official else ""
+        print(f"{name:<{width}}{ours}{theirs}")
+    print()
+    for name, value in habits.items():
+        print(f"{name:<{width}}{value:8.1f}")
+    print(f"\n{json.dumps(summary)}")
 
 
 def main(argv: list[str] | None = None) -> int:

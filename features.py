@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from loader import DataError, Example, read_pictures, whole_file
-from model import ImageCaptioningModel
+from model import ImageCaptioningModel, has_half_precision
 
 log = logging.getLogger(__name__)
 
 # Part of every key: raised whenever ``loader.transform`` or ``model.encode`` changes its numbers.
-VERSION = 1
+VERSION = 2
 INDEX_EVERY = 10.0  # seconds; what an interruption can cost
 
 
@@ -69,6 +69,7 @@ def prepare(
     image_size: int,
     cache: Path,
     device: torch.device,
+    pixels: bool = False,
     batch_size: int = 32,
     progress: Callable[..., Iterable[Any]] = lambda pictures, **_: pictures,
 ) -> Prepared:
@@ -76,26 +77,28 @@ def prepare(
 
     Args:
         paths: pictures.
-        model: its encoder gives the vectors if it is frozen; else rows are pixels.
+        model: its encoder gives the vectors.
         image_size: S, the side the pictures are squashed to.
         cache: a folder, made if need be.
         device: where the encoder runs.
+        pixels: rows are the pictures' pixels: what an encoder that trains has to see.
         batch_size: pictures encoded at a time.
         progress: wraps the pictures still to be read, given their number as ``total``.
 
     Returns:
         Rows of (F,) float32 or (3, S, S) uint8.
     """
-    if model.train_encoder:
+    if pixels:
         name, shape, dtype = f"pixels-{image_size}-v{VERSION}", (3, image_size, image_size), "uint8"
     else:
-        weights = _fingerprint(model.encoder)
-        encoder = model.options["encoder"]
-        name, shape, dtype = (
-            f"{encoder}-{weights}-{image_size}-v{VERSION}",
-            (model.feature_size,),
-            "float32",
+        parts = (
+            model.options["encoder"],
+            _fingerprint(model.encoder),
+            str(image_size),
+            "bf16" if has_half_precision(device) else "f32",
+            f"v{VERSION}",
         )
+        name, shape, dtype = "-".join(parts), (model.feature_size,), "float32"
     shards = _Shards(cache / name, shape, np.dtype(dtype))
     identities = [_identity(path) for path in paths]
     missing = {
@@ -116,7 +119,7 @@ def prepare(
                 if not readable:
                     continue
                 images = torch.stack([batch[path] for path in readable])
-                if not model.train_encoder:
+                if not pixels:
                     with torch.inference_mode():
                         images = model.encode(images.to(device)).cpu()
                 append([missing[path] for path in readable], images.numpy())

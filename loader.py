@@ -6,6 +6,7 @@ line; words are counted in training captions only.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -18,7 +19,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -477,6 +478,25 @@ def _split_by_hash(name: str) -> str:
 CLITICS = {"'", "'s", "'re", "'m", "'ll", "'d", "'ve", "n't"}  # written without a blank before
 
 
+# A picture with one of these in its captions is another one in the mirror.
+SIDES = {
+    "en": "left right",
+    "fr": "gauche droite",
+    "de": "links rechts linke linken rechte rechten",
+    "es": "izquierda derecha",
+}
+# Articles, prepositions and the like: a sentence that ends on one was cut short.
+HANGING = {
+    "en": "a an the of in on at with from to for by into onto and or as near beside between over "
+    "under through behind against toward towards across along among above below his their its",
+    "fr": "le la les l' un une des du de d' à au aux en dans sur sous avec pour par et ou vers "
+    "chez entre contre sans son sa ses leur leurs",
+    "de": "der die das den dem des ein eine einen einem einer eines in im am auf an mit von vom zu "
+    "zum zur bei für und oder über unter neben vor hinter zwischen durch sein seine ihr ihre",
+    "es": "el la los las un una unos unas de del en a al con por para y o sobre entre hacia su sus",
+}
+
+
 class Vocabulary:
     """Captions to ids and back.
 
@@ -524,6 +544,21 @@ class Vocabulary:
         vocabulary.__dict__["tokenizer"] = tokenizer  # its memory of words seen is worth keeping
         return vocabulary
 
+    def extended(self, captions: Iterable[str], *, freq_threshold: int) -> Vocabulary:
+        """This vocabulary and, after its words, the new ones of these captions; ids stay."""
+        new = Vocabulary.build(captions, freq_threshold=freq_threshold, language=self.language)
+        added = [
+            (word, count)
+            for word, count in zip(new.words, new.counts, strict=True)
+            if word not in self.id_of
+        ]
+        return Vocabulary(
+            [*self.words, *(word for word, _ in added)],
+            [*self.counts, *(count for _, count in added)],
+            language=self.language,
+            separator=self.separator,
+        )
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Made when first needed: who only writes captions never waits for spaCy."""
@@ -535,6 +570,12 @@ class Vocabulary:
     def encode(self, caption: str) -> list[int]:
         """``"A dog runs ."`` → ids of ``<start> a dog runs <end>``."""
         return [START, *(self.id_of.get(word, UNK) for word in self.tokenizer(caption)), END]
+
+    @property
+    def hanging(self) -> tuple[int, ...]:
+        """Ids of the words no sentence should end on; none in a language not in ``HANGING``."""
+        words = HANGING.get(self.language.split("_")[0], "").split()
+        return tuple(self.id_of[word] for word in words if word in self.id_of)
 
     def text(self, ids: Iterable[int]) -> str:
         """Ids → words as people write them: ``a man 's t - shirt`` becomes "a man's t-shirt"."""
@@ -704,6 +745,10 @@ class Flickr30k(Dataset):
             examples: the images of one split.
             vocabulary: gives the ids.
             images: for each example its (3, S, S) uint8 picture or its (F,) vector.
+
+        Attributes:
+            captions: for each example its captions' ids, with ``<start>`` and ``<end>``.
+            may_mirror: for each example whether its captions still fit its mirror image.
         """
         assert len(examples) == len(images)
         self.examples = examples
@@ -712,6 +757,18 @@ class Flickr30k(Dataset):
             [torch.tensor(vocabulary.encode(caption)) for caption in example.captions]
             for example in examples
         ]
+        sides = set(SIDES.get(vocabulary.language.split("_")[0], "").split())
+        self.may_mirror = [
+            bool(sides) and not any(sides & set(vocabulary.tokenizer(text)) for text in e.captions)
+            for e in examples
+        ]
+
+    def seen_as(self, images: Sequence[Tensor]) -> Flickr30k:
+        """The same captions, with other images or vectors in the same order."""
+        assert len(images) == len(self.images)
+        other = copy.copy(self)
+        other.images = images
+        return other
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -728,20 +785,23 @@ class Batch:
         images: (N, 3, S, S) uint8 or (N, F) float32.
         tokens: (B, T) ids, ``<start>`` words ``<end>``, padded with ``<pad>``.
         image_of: (B,) the row of ``images`` each caption belongs to.
+        image_at: (N,) where in the dataset the images are.
+        n_words: how many words there are to learn, each ``<end>`` one of them.
     """
 
     images: Tensor
     tokens: Tensor
     image_of: Tensor
+    image_at: list[int]
+    n_words: int
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return Batch(
-            *(
-                part.to(device, non_blocking=True)
-                for part in (self.images, self.tokens, self.image_of)
-            )
-        )
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("images", "tokens", "image_of")
+        }
+        return replace(self, **moved)
 
 
 Plan = list[list[tuple[int, int]]]  # batches of (image, caption)
@@ -773,6 +833,32 @@ def collate(dataset: Flickr30k, pairs: Sequence[tuple[int, int]]) -> Batch:
         torch.stack([dataset.images[image] for image in rows]),
         pad_sequence(captions, batch_first=True, padding_value=PAD),
         torch.tensor(image_of),
+        list(rows),
+        sum(len(caption) - 1 for caption in captions),
+    )
+
+
+def augment(images: Tensor, may_mirror: Sequence[bool], *, smallest: float) -> Tensor:
+    """Show pictures as they have not been seen before: a part of each, half of them mirrored.
+
+    Args:
+        images: (N, 3, S, S) uint8.
+        may_mirror: (N,) whether the captions fit the mirror image too.
+        smallest: the smallest share of a picture's area that is shown.
+
+    Returns:
+        (N, 3, S, S) uint8. Random numbers are torch's.
+    """
+    from torchvision.transforms import v2
+
+    size = images.shape[-1]
+    crop = v2.RandomResizedCrop(size, scale=(smallest, 1.0), ratio=(0.8, 1.25), antialias=True)
+    mirror = torch.tensor(may_mirror) & (torch.rand(len(images)) < 0.5)
+    return torch.stack(
+        [
+            crop(image).flip(-1) if is_mirrored else crop(image)
+            for image, is_mirrored in zip(images, mirror.tolist(), strict=True)
+        ]
     )
 
 

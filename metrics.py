@@ -94,6 +94,22 @@ def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dic
     return {name: 100 * value for name, value in scores.items()}
 
 
+def score_each(
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]]
+) -> list[dict[str, float]]:
+    """CIDEr and ROUGE-L of each image, times 100; their means are those of ``score``.
+
+    BLEU is left out: of a single caption, most often without four words in a row right, it says
+    nothing.
+    """
+    words = [tokens(text) for text in hypotheses]
+    truth = [[tokens(text) for text in image] for image in references]
+    return [
+        {"CIDEr": 100 * cider, "ROUGE-L": 100 * rouge}
+        for cider, rouge in zip(cider_d(words, truth), rouge_l(words, truth), strict=True)
+    ]
+
+
 def bleu(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
     """BLEU-1, 2, 3 and 4 of the whole corpus, 0 to 1, not smoothed, by nltk.
 

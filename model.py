@@ -11,9 +11,10 @@ not words, and nothing of files, losses or devices.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 PAD, START, END, UNK = range(4)
 
 ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+
+ALL_STAGES = 5  # the four residual stages of a ResNet, and the layers before them
 
 # What torchvision's ImageNet weights expect of pixels in 0..1.
 PIXEL_MEAN = (0.485, 0.456, 0.406)
@@ -39,6 +42,46 @@ class State(NamedTuple):
     def of(self, rows: Tensor) -> State:
         """The states of these rows of the batch, in this order; a row may come several times."""
         return State(self.hidden[:, rows], self.cell[:, rows], self.image[rows])
+
+
+@dataclass(frozen=True)
+class Search:
+    """How sentences are looked for.
+
+    Attributes:
+        beam_size: K, sentences kept per image; 1 is greedy search. With a temperature, the number
+            of sentences drawn.
+        max_words: the longest caption.
+        length_penalty: 0 ranks by plain log-probability, which favours short sentences; 1 by the
+            mean per token.
+        no_repeat: no sentence holds the same n-gram of so many words twice; 0 lets them.
+        not_last: ids of words that no sentence ends on, such as articles.
+        temperature: 0 looks for the best sentences; above 0 they are drawn at random, bolder the
+            higher: 1 as likely as the model believes them to be.
+        top_p: draw from the likeliest words that make up this share (arXiv:1904.09751).
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    beam_size: int = 3
+    max_words: int = 20
+    length_penalty: float = 0.7
+    no_repeat: int = 0
+    not_last: tuple[int, ...] = ()
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.beam_size < 1 or self.max_words < 1:
+            raise ValueError(
+                f"beam_size and max_words start at 1, got {self.beam_size}, {self.max_words}"
+            )
+        if self.no_repeat < 0 or self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                "no_repeat and temperature start at 0, top_p is above 0 and at most 1, got "
+                f"{self.no_repeat}, {self.temperature}, {self.top_p}"
+            )
 
 
 @dataclass(frozen=True)
@@ -68,7 +111,7 @@ class ImageCaptioningModel(nn.Module):
         hidden_size: int = 512,
         num_layers: int = 1,
         dropout: float = 0.5,
-        train_encoder: bool = False,
+        image_dropout: float = 0.0,
     ) -> None:
         """Build the model with random weights; ``load_encoder`` and checkpoints fill them in.
 
@@ -79,7 +122,7 @@ class ImageCaptioningModel(nn.Module):
             hidden_size: H of the LSTM.
             num_layers: L, LSTM layers on top of each other.
             dropout: share of the values dropped from word vectors and from the LSTM's output.
-            train_encoder: False freezes the ResNet: no gradients, and always in eval mode.
+            image_dropout: share of the values dropped from image vectors.
         """
         super().__init__()
         self.options = {  # what it takes to build the same model again
@@ -89,7 +132,7 @@ class ImageCaptioningModel(nn.Module):
             "hidden_size": hidden_size,
             "num_layers": num_layers,
             "dropout": dropout,
-            "train_encoder": train_encoder,
+            "image_dropout": image_dropout,
         }
         if encoder not in ENCODERS:
             raise ValueError(f"unknown encoder {encoder!r}: choose one of {', '.join(ENCODERS)}")
@@ -105,6 +148,7 @@ class ImageCaptioningModel(nn.Module):
         # apart (+3 CIDEr on Flickr8k).
         self.image_embedding = nn.Sequential(
             nn.BatchNorm1d(self.feature_size, affine=False),
+            nn.Dropout(image_dropout),
             nn.Linear(self.feature_size, embedding_size),
         )
         self.image_output = nn.Linear(embedding_size, hidden_size)
@@ -118,14 +162,44 @@ class ImageCaptioningModel(nn.Module):
             dropout=dropout if num_layers > 1 else 0.0,
         )
         self.words = nn.Linear(hidden_size, vocabulary_size)
-        self.train_encoder = train_encoder
-        self.encoder.requires_grad_(train_encoder)
+        self.train_encoder(0)
+
+    def train_encoder(self, stages: int) -> None:
+        """Let the last stages of the ResNet learn, or none.
+
+        Args:
+            stages: 0 freezes all of it. 1 to 4 train so many of its four last stages, but not
+                their BatchNorm: a batch of some twenty images knows less than its statistics.
+                ``ALL_STAGES`` trains all, BatchNorm too: what random weights need.
+        """
+        self.trained_stages = stages
+        self.encoder.requires_grad_(stages == ALL_STAGES)
+        if 0 < stages < ALL_STAGES:
+            for number in range(ALL_STAGES - stages, ALL_STAGES):
+                for module in getattr(self.encoder, f"layer{number}").modules():
+                    if isinstance(module, nn.Conv2d):
+                        module.requires_grad_(True)
+
+    def standardise(self, features: Tensor) -> None:
+        """Take the mean and deviation of image vectors, (N, F), from these, once and for all."""
+        variance, mean = torch.var_mean(features, dim=0)
+        self.image_embedding[0].running_mean.copy_(mean)
+        self.image_embedding[0].running_var.copy_(variance)
+
+    @torch.no_grad()
+    def start_from(self, other: ImageCaptioningModel) -> None:
+        """Take the weights of a like model that knows the first of these words, or all."""
+        mine = self.state_dict()
+        for name, theirs in other.state_dict().items():
+            place = mine[name][: len(theirs)] if theirs.dim() else mine[name]
+            place.copy_(theirs)
 
     def train(self, mode: bool = True) -> ImageCaptioningModel:
-        """As ``nn.Module.train``; a frozen encoder stays in eval mode whatever is asked."""
+        """As ``nn.Module.train``, but pretrained BatchNorm stays in eval mode whatever is asked."""
         super().train(mode)
-        if not self.train_encoder:
-            self.encoder.eval()  # else BatchNorm's statistics drift: frozen would not be frozen
+        if self.trained_stages < ALL_STAGES:
+            self.encoder.eval()  # else its statistics drift: frozen would not be frozen
+            self.image_embedding[0].eval()
         return self
 
     def encode(self, images: Tensor) -> Tensor:
@@ -140,7 +214,8 @@ class ImageCaptioningModel(nn.Module):
         mean = torch.tensor(PIXEL_MEAN, device=images.device).view(1, 3, 1, 1)
         std = torch.tensor(PIXEL_STD, device=images.device).view(1, 3, 1, 1)
         pixels = (images.float() / 255 - mean) / std
-        return self.encoder(pixels.contiguous(memory_format=torch.channels_last)).float()
+        with half_precision(images.device):
+            return self.encoder(pixels.contiguous(memory_format=torch.channels_last)).float()
 
     def features(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) uint8 images, or (N, F) vectors that ``encode`` gave before → (N, F)."""
@@ -148,8 +223,8 @@ class ImageCaptioningModel(nn.Module):
 
     def start(self, features: Tensor) -> State:
         """The state after the image has been read: (N, F) → N rows."""
-        # One image has no variance to be standardised by: the running statistics serve.
-        self.image_embedding[0].train(self.training and len(features) > 1)
+        if len(features) == 1:  # has no variance to be standardised by: running statistics serve
+            self.image_embedding[0].eval()
         image = self.image_embedding(features)  # (N, E)
         _, (hidden, cell) = self.lstm(image.unsqueeze(1))
         return State(hidden, cell, image)
@@ -192,89 +267,169 @@ class ImageCaptioningModel(nn.Module):
         hidden, _ = self.read(tokens[:, :-1], state)  # (B, T-1, H)
         return self.words(hidden[tokens[:, 1:] != PAD])  # (n_words, V)
 
-    @torch.inference_mode()
     def caption(
-        self,
-        images: Tensor | Sequence[Tensor],
-        *,
-        beam_size: int = 3,
-        max_words: int = 20,
-        length_penalty: float = 0.7,
-        batch_size: int = 64,
+        self, images: Tensor | Sequence[Tensor], *, batch_size: int = 64, **search: Any
     ) -> list[list[Hypothesis]]:
-        """Describe each image by beam search, ``batch_size`` images at once, in eval mode.
+        """Describe each image: ``caption`` with this model alone and ``Search(**search)``."""
+        return caption([self], [images], Search(**search), batch_size=batch_size)
 
-        A beam that has ended stays and competes with the open ones, longer by the step, on
-        log-probability per length^length_penalty. Beams still open after ``max_words`` compete
-        as they are, so every image gets a caption. ``<pad>``, ``<start>`` and ``<unk>`` are
-        never chosen, nor is an empty sentence.
 
-        Args:
-            images: N times (3, S, S) uint8 images or (F,) vectors from ``encode``, on any device.
-            beam_size: K, sentences kept per image; 1 is greedy search.
-            max_words: the longest caption.
-            length_penalty: 0 ranks by plain log-probability, which favours short sentences;
-                1 by the mean per token.
-            batch_size: images decoded at a time.
+@torch.inference_mode()
+def caption(
+    models: Sequence[ImageCaptioningModel],
+    images: Sequence[Tensor | Sequence[Tensor]],
+    search: Search,
+    *,
+    batch_size: int = 64,
+) -> list[list[Hypothesis]]:
+    """Describe each image, ``batch_size`` images at once, with one model or several.
 
-        Returns:
-            For each image at most ``beam_size`` hypotheses, best first.
+    Several models speak as one: each next word is as likely as they believe on average. A beam
+    that has ended stays and competes with the open ones, longer by the step, on log-probability
+    per length^length_penalty. Beams still open after ``max_words`` compete as they are, so every
+    image gets a caption. ``<pad>``, ``<start>`` and ``<unk>`` are never chosen, nor is an empty
+    sentence.
 
-        Raises:
-            ValueError: ``beam_size`` or ``max_words`` below 1.
+    Args:
+        models: with the same vocabulary; all go into eval mode.
+        images: for each model N times (3, S, S) uint8 images or (F,) vectors of its ``encode``,
+            on any device.
+        search: how sentences are looked for, or drawn.
+        batch_size: images decoded at a time.
 
-        Source: Vinyals et al. 2015, arXiv:1411.4555, "Inference"; length normalisation: Wu et
-        al. 2016, arXiv:1609.08144, section 7, without its constants.
-        """
-        if beam_size < 1 or max_words < 1:
-            raise ValueError(f"beam_size and max_words start at 1, got {beam_size}, {max_words}")
-        self.eval()
-        device = self.words.weight.device
-        found: list[list[Hypothesis]] = []
-        for start in range(0, len(images), batch_size):
-            part = [images[i] for i in range(start, min(start + batch_size, len(images)))]
-            features = self.features(torch.stack(part).to(device))
-            found += self._beam_search(features, beam_size, max_words, length_penalty)
-        return found
+    Returns:
+        For each image at most ``beam_size`` hypotheses, best first.
 
-    def _beam_search(
-        self, features: Tensor, beam_size: int, max_words: int, length_penalty: float
-    ) -> list[list[Hypothesis]]:
-        n_images, device = len(features), features.device
-        rows = torch.arange(n_images, device=device).repeat_interleave(beam_size)
-        state = self.start(features).of(rows)  # N*K rows: every image's, once for each beam
-        tokens = torch.full((n_images, beam_size, max_words), PAD, device=device)
-        last = torch.full((n_images, beam_size), START, device=device)
-        log_prob = torch.full((n_images, beam_size), -torch.inf, device=device)
-        log_prob[:, 0] = 0.0  # one beam to begin with: K equal ones would stay equal
-        length = torch.zeros_like(last)  # words and <end>
-        ended = torch.zeros_like(last, dtype=torch.bool)
+    Source: Vinyals et al. 2015, arXiv:1411.4555, "Inference"; length normalisation: Wu et
+    al. 2016, arXiv:1609.08144, section 7, without its constants.
+    """
+    write = _sampling if search.temperature else _beam_search
+    found: list[list[Hypothesis]] = []
+    for start in range(0, len(images[0]), batch_size):
+        states = []
+        for model, theirs in zip(models, images, strict=True):
+            device = model.eval().words.weight.device
+            part = [theirs[i] for i in range(start, min(start + batch_size, len(theirs)))]
+            states.append(model.start(model.features(torch.stack(part).to(device))))
+        found += write(models, states, search)
+    return found
 
-        for position in range(max_words):
-            logits, state = self.step(last.view(-1, 1), state)
-            next_log_prob = F.log_softmax(logits[:, 0].float(), dim=-1)
-            next_log_prob = next_log_prob.view(n_images, beam_size, -1)  # (N, K, V)
-            _allow(next_log_prob, ended, first=position == 0)
-            n_words = next_log_prob.shape[-1]
-            candidates = log_prob.unsqueeze(-1) + next_log_prob
-            length = length + (~ended).long()
-            scores = candidates / length.unsqueeze(-1) ** length_penalty
 
-            best = scores.view(n_images, -1).topk(beam_size).indices  # (N, K), into K*V
-            beam, last = best // n_words, best % n_words
-            log_prob = candidates.view(n_images, -1).gather(1, best)
-            length, ended = length.gather(1, beam), ended.gather(1, beam) | (last == END)
-            tokens = tokens.gather(1, beam.unsqueeze(-1).expand_as(tokens))
-            tokens[:, :, position] = last
-            if bool(ended.all()):
-                break
-            state = state.of(rows * beam_size + beam.view(-1))
+def _beam_search(
+    models: Sequence[ImageCaptioningModel], states: list[State], search: Search
+) -> list[list[Hypothesis]]:
+    beam_size, max_words = search.beam_size, search.max_words
+    n_images, device = len(states[0].image), states[0].image.device
+    rows = torch.arange(n_images, device=device).repeat_interleave(beam_size)
+    states = [state.of(rows) for state in states]  # N*K rows: every image's, once for each beam
+    tokens = torch.full((n_images, beam_size, max_words), PAD, device=device)
+    last = torch.full((n_images, beam_size), START, device=device)
+    log_prob = torch.full((n_images, beam_size), -torch.inf, device=device)
+    log_prob[:, 0] = 0.0  # one beam to begin with: K equal ones would stay equal
+    length = torch.zeros_like(last)  # words and <end>
+    ended = torch.zeros_like(last, dtype=torch.bool)
 
-        scores = log_prob / length**length_penalty
-        return [
-            _hypotheses(*image)
-            for image in zip(tokens.tolist(), log_prob.tolist(), scores.tolist(), strict=True)
-        ]
+    for position in range(max_words):
+        next_log_prob, states = _next_log_prob(models, last.view(-1), states)
+        next_log_prob = next_log_prob.view(n_images, beam_size, -1)  # (N, K, V)
+        _forbid(next_log_prob, tokens[:, :, :position], ended, search)
+        n_words = next_log_prob.shape[-1]
+        candidates = log_prob.unsqueeze(-1) + next_log_prob
+        length = length + (~ended).long()
+        scores = candidates / length.unsqueeze(-1) ** search.length_penalty
+
+        best = scores.view(n_images, -1).topk(beam_size).indices  # (N, K), into K*V
+        beam, last = best // n_words, best % n_words
+        log_prob = candidates.view(n_images, -1).gather(1, best)
+        length, ended = length.gather(1, beam), ended.gather(1, beam) | (last == END)
+        tokens = tokens.gather(1, beam.unsqueeze(-1).expand_as(tokens))
+        tokens[:, :, position] = last
+        if bool(ended.all()):
+            break
+        chosen = rows * beam_size + beam.view(-1)
+        states = [state.of(chosen) for state in states]
+    return _hypotheses(tokens, log_prob, log_prob / length**search.length_penalty)
+
+
+def _sampling(
+    models: Sequence[ImageCaptioningModel], states: list[State], search: Search
+) -> list[list[Hypothesis]]:
+    """Sentences drawn at random, ``beam_size`` for each image."""
+    tokens, log_prob = sample(models, states, search)
+    shape = (len(states[0].image), search.beam_size)
+    length = (tokens != PAD).sum(dim=1)
+    scores = log_prob / length**search.length_penalty
+    return _hypotheses(tokens.view(*shape, -1), log_prob.view(shape), scores.view(shape))
+
+
+@torch.no_grad()
+def sample(
+    models: Sequence[ImageCaptioningModel], states: list[State], search: Search
+) -> tuple[Tensor, Tensor]:
+    """Draw ``beam_size`` sentences for each image, word by word.
+
+    Args:
+        models: in the mode they are in.
+        states: for each model that after the N images.
+        search: ``temperature`` above 0.
+
+    Returns:
+        (N*K, T) ids of words and ``<end>``, padded, an image's sentences next to each other; and
+        their (N*K,) log-probabilities in nats, as the models believe them to be.
+    """
+    n_images, device = len(states[0].image), states[0].image.device
+    rows = torch.arange(n_images, device=device).repeat_interleave(search.beam_size)
+    states = [state.of(rows) for state in states]
+    tokens = torch.empty((len(rows), 0), dtype=torch.long, device=device)
+    last = torch.full_like(rows, START)
+    log_prob = torch.zeros(len(rows), device=device)
+    ended = torch.zeros_like(rows, dtype=torch.bool)
+    while tokens.shape[1] < search.max_words and not bool(ended.all()):
+        next_log_prob, states = _next_log_prob(models, last, states)
+        _forbid(next_log_prob, tokens, ended, search)
+        probability = _nucleus((next_log_prob / search.temperature).softmax(dim=-1), search.top_p)
+        last = torch.multinomial(probability, 1).squeeze(1)
+        log_prob += next_log_prob.gather(1, last.unsqueeze(1)).squeeze(1)
+        ended |= last == END
+        tokens = torch.cat([tokens, last.unsqueeze(1)], dim=1)
+    return tokens, log_prob
+
+
+def _nucleus(probability: Tensor, top_p: float) -> Tensor:
+    """(B, V) with all but the likeliest words that make up ``top_p`` set to 0."""
+    if top_p >= 1:
+        return probability
+    falling, words = probability.sort(dim=-1, descending=True)
+    before = falling.cumsum(dim=-1) - falling
+    return torch.zeros_like(probability).scatter(-1, words, falling * (before < top_p))
+
+
+def _next_log_prob(
+    models: Sequence[ImageCaptioningModel], last: Tensor, states: list[State]
+) -> tuple[Tensor, list[State]]:
+    """What (B,) words are followed by: (B, V) logarithms of the models' mean probabilities."""
+    steps = [
+        model.step(last.to(state.image.device).unsqueeze(1), state)
+        for model, state in zip(models, states, strict=True)
+    ]
+    log_probs = torch.stack([F.log_softmax(logits[:, 0].float(), dim=-1) for logits, _ in steps])
+    return log_probs.logsumexp(dim=0) - math.log(len(models)), [state for _, state in steps]
+
+
+def half_precision(device: torch.device) -> torch.autocast:
+    """bfloat16 where it is the faster arithmetic: on a GPU, and on a CPU with instructions for it.
+
+    A CPU without them only imitates bfloat16, slower than float32.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_half_precision(device))
+
+
+def has_half_precision(device: torch.device) -> bool:
+    """Whether ``half_precision`` does anything there; numbers differ a little if it does."""
+    if device.type != "cpu":
+        return device.type == "cuda"
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # not in torch 2.10
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def targets(tokens: Tensor) -> Tensor:
@@ -283,22 +438,55 @@ def targets(tokens: Tensor) -> Tensor:
     return following[following != PAD]
 
 
-def _allow(next_log_prob: Tensor, ended: Tensor, *, first: bool) -> None:
-    """Forbid, in place, what may not follow in (N, K, V); ended beams (N, K) only go on as is."""
+def _forbid(next_log_prob: Tensor, tokens: Tensor, ended: Tensor, search: Search) -> None:
+    """Forbid, in place, what may not follow.
+
+    Args:
+        next_log_prob: (..., V), of each sentence.
+        tokens: (..., T) its words so far.
+        ended: (...) whether it is done: then it only goes on as it is.
+        search: what else is not wanted.
+    """
+    as_believed = next_log_prob[..., END].clone()
     next_log_prob[..., [PAD, START, UNK]] = -torch.inf
-    if first:
+    if tokens.shape[-1] == 0:
         next_log_prob[..., END] = -torch.inf
+    if search.not_last:
+        not_last = torch.tensor(search.not_last, device=tokens.device)
+        if tokens.shape[-1]:
+            hanging = torch.isin(tokens[..., -1], not_last)
+            next_log_prob[..., END].masked_fill_(hanging, -torch.inf)
+        if tokens.shape[-1] == search.max_words - 1:  # this word is the last, <end> or not
+            next_log_prob[..., not_last] = -torch.inf
+    if 0 < search.no_repeat <= tokens.shape[-1]:
+        repeated = _would_repeat(tokens, search.no_repeat)
+        next_log_prob.scatter_(-1, repeated, -torch.inf)
+    stuck = next_log_prob.amax(dim=-1).isneginf()  # nothing is left to say: end here
+    next_log_prob[..., END] = torch.where(stuck, as_believed, next_log_prob[..., END])
     next_log_prob.masked_fill_(ended.unsqueeze(-1), -torch.inf)
     next_log_prob[..., PAD].masked_fill_(ended, 0.0)
 
 
-def _hypotheses(
-    tokens: list[list[int]], log_probs: list[float], scores: list[float]
-) -> list[Hypothesis]:
-    """One image's beams, best first; beams that never came to life are left out."""
-    found = [
-        Hypothesis([token for token in beam if token not in (PAD, END)], log_prob, score)
-        for beam, log_prob, score in zip(tokens, log_probs, scores, strict=True)
-        if log_prob > -torch.inf
-    ]
-    return sorted(found, key=lambda hypothesis: hypothesis.score, reverse=True)
+def _would_repeat(tokens: Tensor, n: int) -> Tensor:
+    """(..., T) words so far → (..., T-n+1) words that would close an n-gram a second time.
+
+    Where nothing would be repeated stands ``<pad>``, which is forbidden anyway.
+    """
+    if n == 1:
+        return tokens
+    ngrams = tokens.unfold(-1, n, 1)  # (..., T-n+1, n)
+    tail = tokens[..., -(n - 1) :].unsqueeze(-2)  # the n-gram that the next word closes
+    return torch.where((ngrams[..., :-1] == tail).all(dim=-1), ngrams[..., -1], PAD)
+
+
+def _hypotheses(tokens: Tensor, log_prob: Tensor, score: Tensor) -> list[list[Hypothesis]]:
+    """(N, K, T), (N, K), (N, K) → each image's sentences, best first; dead beams are left out."""
+    found = []
+    for image in zip(tokens.tolist(), log_prob.tolist(), score.tolist(), strict=True):
+        alive = [
+            Hypothesis([word for word in words if word not in (PAD, END)], nats, rank)
+            for words, nats, rank in zip(*image, strict=True)
+            if nats > -torch.inf
+        ]
+        found.append(sorted(alive, key=lambda hypothesis: hypothesis.score, reverse=True))
+    return found

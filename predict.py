@@ -6,7 +6,7 @@ a checkpoint and nothing else: no data set, no spaCy, no download.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import cli
@@ -18,7 +18,9 @@ class Settings:
     """Describe pictures with a trained model."""
 
     image: tuple[Path, ...] = option((), "pictures, or folders of pictures (also nested)")
-    checkpoint: Path = option(Path("checkpoints/best.pt"), "the trained model")
+    checkpoint: tuple[Path, ...] = option(
+        (Path("checkpoints/best.pt"),), "the trained model, or several that speak as one"
+    )
     beam_size: int | None = option(
         None, "sentences kept while searching, 1 is greedy; left out, as in training", at_least=1
     )
@@ -26,12 +28,18 @@ class Settings:
     length_penalty: float | None = option(
         None, "0 favours short captions, 1 long ones; left out, as in training", at_least=0
     )
+    no_repeat: int | None = option(
+        None, "words in a row that no caption says twice; left out, as in training", at_least=0
+    )
+    temperature: float = option(0.0, "above 0: draw captions at random, 1 as believed", at_least=0)
+    top_p: float = option(1.0, "draw only from the likeliest words of this share")
     n_best: int = option(1, "captions for each picture, best first", at_least=1)
     sentence: bool = option(False, "write captions with a capital and a full stop")
     output: Path | None = option(None, "write to this .csv or .jsonl file, not to the terminal")
     overwrite: bool = option(False, "replace the output file if it exists")
     batch_size: int = option(32, "pictures described at a time", at_least=1)
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
+    seed: int = option(0, "of captions drawn at random", at_least=0)
     quiet: bool = option(False, "no progress and notes, only results and errors")
     debug: bool = option(False, "show where an error comes from")
 
@@ -39,6 +47,8 @@ class Settings:
         cli.check(self)
         if not self.image:
             raise ValueError("which picture? Give --image path/to/picture.jpg, or a folder")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"--top-p must be above 0 and at most 1, got {self.top_p}")
         if self.output and self.output.suffix not in (".csv", ".jsonl"):
             raise ValueError(f"--output must end in .csv or .jsonl, got {self.output}")
 
@@ -55,12 +65,13 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 
+import torch
 from torch import Tensor
 
 import checkpoint
 from checkpoint import Checkpoint
 from loader import PICTURE_SUFFIXES, DataError, read_pictures, whole_file
-from model import Hypothesis
+from model import Hypothesis, caption
 
 log = logging.getLogger(__name__)
 
@@ -83,17 +94,18 @@ def predict(settings: Settings) -> int:
     if settings.output and settings.output.exists() and not settings.overwrite:
         raise DataError(f"{settings.output} exists: give --overwrite to replace it.")
     paths = list(_pictures(settings.image))
-    trained = checkpoint.load(settings.checkpoint, cli.device(settings.device))
+    models = checkpoint.load_ensemble(settings.checkpoint, cli.device(settings.device))
+    vocabulary = models[0].vocabulary
     one = len(settings.image) == 1 and not settings.image[0].is_dir()
     n_failed = 0
     with _writer(settings, one=one) as write:
-        for path, found in _describe(settings, trained, paths):
+        for path, found in _describe(settings, models, paths):
             if isinstance(found, DataError):
                 n_failed += 1
                 log.error(f"error: {found}")
                 continue
             for rank, hypothesis in enumerate(found[: settings.n_best], start=1):
-                text = trained.vocabulary.text(hypothesis.tokens)
+                text = vocabulary.text(hypothesis.tokens)
                 text = f"{text[:1].upper()}{text[1:]}." if settings.sentence else text
                 write(Caption(str(path), rank, text, hypothesis.log_prob))
         if n_failed == len(paths):
@@ -115,19 +127,27 @@ def _pictures(given: Iterable[Path]) -> Iterator[Path]:
 
 
 def _describe(
-    settings: Settings, trained: Checkpoint, paths: list[Path]
+    settings: Settings, models: list[Checkpoint], paths: list[Path]
 ) -> Iterator[tuple[Path, list[Hypothesis] | DataError]]:
-    """Each path with what the model proposes, best first, or with the reason why it cannot."""
-    search = trained.search(settings.beam_size, settings.max_words, settings.length_penalty)
-    search["beam_size"] = max(search["beam_size"], settings.n_best)
+    """Each path with what the models propose, best first, or with the reason why they cannot."""
+    torch.manual_seed(settings.seed)
+    search = models[0].search(vars(settings))
+    search = replace(search, beam_size=max(search.beam_size, settings.n_best))
     pictures: Iterable[tuple[Path, Tensor | DataError]]
-    pictures = read_pictures(paths, trained.image_size)
+    pictures = read_pictures(paths, models[0].image_size)
     if settings.output or not sys.stdout.isatty():  # else the captions are the progress
         pictures = cli.progress(pictures, about="pictures", unit="picture", total=len(paths))
     pictures = iter(pictures)
     while batch := list(islice(pictures, settings.batch_size)):
         images = [picture for _, picture in batch if isinstance(picture, Tensor)]
-        found = iter(trained.model.caption(images, batch_size=settings.batch_size, **search))
+        found = iter(
+            caption(
+                [trained.model for trained in models],
+                [images] * len(models),
+                search,
+                batch_size=settings.batch_size,
+            )
+        )
         for path, picture in batch:
             yield path, next(found) if isinstance(picture, Tensor) else picture
 
@@ -142,16 +162,16 @@ def _writer(settings: Settings, *, one: bool) -> Iterator[Write]:
         return
     with whole_file(settings.output) as part, part.open("w", encoding="utf-8", newline="") as file:
         if settings.output.suffix == ".jsonl":
-            yield lambda caption: print(json.dumps(vars(caption), ensure_ascii=False), file=file)
+            yield lambda row: print(json.dumps(vars(row), ensure_ascii=False), file=file)
         else:
             table = csv.DictWriter(file, [column.name for column in fields(Caption)])
             table.writeheader()
-            yield lambda caption: table.writerow(vars(caption))
+            yield lambda row: table.writerow(vars(row))
     log.info(f"written to {settings.output}")
 
 
-def _print_row(columns: list[str], caption: Caption) -> None:
-    values = {**vars(caption), "log_prob": f"{caption.log_prob:.2f}"}
+def _print_row(columns: list[str], row: Caption) -> None:
+    values = {**vars(row), "log_prob": f"{row.log_prob:.2f}"}
     print("\t".join(values[column] for column in columns), flush=True)
 
 

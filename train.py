@@ -1,13 +1,15 @@
 """Train a captioner: `python train.py`, or `python train.py --demo` without any data.
 
-Reads the captions and pictures, computes what the frozen encoder sees once, trains the decoder
-on it, and after every epoch lets the model describe the validation images freely. Keeps
-`checkpoints/best.pt` (to use) and `checkpoints/last.pt` (to go on with: `--resume`).
+Three stages. *Words*: the encoder is frozen, what it sees is computed once, and the decoder learns
+on that. *Eyes* (`--finetune-epochs`): the encoder's last stages learn too. *Taste*
+(`--scst-epochs`): the model's own sentences are rewarded. After every epoch the model describes the
+validation images freely. Keeps `checkpoints/best.pt` (to use) and `checkpoints/last.pt` (to go on
+with: `--resume`).
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import cli
@@ -38,23 +40,42 @@ class Settings:
     hidden_size: int = option(512, "size of the LSTM's state", at_least=1)
     num_layers: int = option(1, "LSTM layers", at_least=1)
     dropout: float = option(0.5, "share of the decoder's values dropped", at_least=0, below=1)
+    image_dropout: float = option(0.3, "share of the image vectors dropped", at_least=0, below=1)
 
-    # Training
-    epochs: int = option(8, "times through the training captions", at_least=1)
+    # Stage 1, words: the decoder learns
+    epochs: int = option(8, "times through the training captions in stage 1", at_least=0)
     batch_size: int = option(100, "captions a step", at_least=1)
-    learning_rate: float = option(1e-3, "peak of the schedule", at_least=0)
-    warmup: float = option(0.05, "share of the steps that warm up", at_least=0, below=1)
+    learning_rate: float = option(1e-3, "peak of the schedule in stage 1", at_least=0)
+    warmup: float = option(0.05, "share of a stage's steps that warm up", at_least=0, below=1)
     weight_decay: float = option(0.01, "of weight matrices, not of word vectors", at_least=0)
     label_smoothing: float = option(0.1, "share spread over all words", at_least=0, below=1)
+    averaging: float = option(
+        0.998, "what the running mean of the weights keeps at each step", at_least=0, below=1
+    )
     clip_norm: float = option(5.0, "largest gradient norm; inf turns clipping off", at_least=0)
-    patience: int = option(5, "stop after so many epochs without a better CIDEr", at_least=1)
+    patience: int = option(5, "end a stage after so many epochs without a better CIDEr", at_least=1)
+
+    # Stage 2, eyes: the encoder's last stages learn too
+    finetune_epochs: int = option(0, "epochs of stage 2; 0 leaves it out", at_least=0)
+    finetune_stages: int = option(1, "how many of the ResNet's last stages", at_least=1, below=5)
+    finetune_learning_rate: float = option(5e-4, "the decoder's in stage 2", at_least=0)
+    encoder_learning_rate: float = option(1e-4, "the encoder's in stage 2", at_least=0)
+    crop: float = option(0.6, "smallest part of a picture shown in stage 2", at_least=0.05)
+
+    # Stage 3, taste: the model's own sentences are rewarded
+    scst_epochs: int = option(0, "epochs of stage 3; 0 leaves it out", at_least=0)
+    scst_learning_rate: float = option(1e-4, "the decoder's in stage 3", at_least=0)
+    scst_samples: int = option(5, "sentences drawn for each image", at_least=2)
+    scst_words: float = option(0.2, "weight of cross-entropy beside the rewards", at_least=0)
 
     # Writing captions, in validation and with the trained model
     beam_size: int = option(3, "sentences kept while searching", at_least=1)
     max_words: int = option(20, "longest caption", at_least=1)
     length_penalty: float = option(0.7, "0 favours short captions, 1 long ones", at_least=0)
+    no_repeat: int = option(3, "words in a row that no caption says twice; 0: any", at_least=0)
 
     # The run
+    init: Path | None = option(None, "start from this trained model; its words are kept")
     demo: bool = option(False, "draw little scenes and learn to describe them: needs no data")
     resume: bool = option(False, "go on with the run in --checkpoints")
     checkpoints: Path = option(Path("checkpoints"), "where best.pt and last.pt go")
@@ -68,21 +89,23 @@ class Settings:
 
     def __post_init__(self) -> None:
         cli.check(self)
+        if not self.epochs + self.finetune_epochs + self.scst_epochs:
+            raise ValueError("--epochs, --finetune-epochs and --scst-epochs are all 0")
+        if self.crop > 1:
+            raise ValueError(f"--crop must be at most 1, got {self.crop}")
 
 
 if __name__ == "__main__":  # --help and typos answer at once, before the slow imports
     cli.parse(Settings)
 
 import logging
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -91,21 +114,23 @@ import checkpoint
 import demo
 import features
 import metrics
+import selfcritical
 from checkpoint import Checkpoint
+from learning import Average, optimizer, warmup_then_cosine, word_losses
 from loader import (
     Batch,
     Corpus,
     DataError,
-    Example,
     Flickr30k,
     Vocabulary,
+    augment,
     collate,
     load_corpus,
     plan_batches,
     read_image,
 )
 from logs import PROJECTED_IMAGES, RunLog
-from model import ImageCaptioningModel, targets
+from model import ALL_STAGES, ImageCaptioningModel, caption, half_precision, targets
 
 log = logging.getLogger(__name__)
 
@@ -119,17 +144,27 @@ DEMO = {  # a preset: a flag given beside --demo wins
     "embedding_size": 256,
     "hidden_size": 256,
     "dropout": 0.1,
+    "image_dropout": 0.0,
     "label_smoothing": 0.0,
     "epochs": 6,
     "batch_size": 160,
 }
 # What a run that is gone on with may change; all else is as it began.
 CHANGEABLE = {
-    *("data", "captions", "checkpoints", "runs", "cache", "device", "resume", "demo"),
-    *("epochs", "patience", "beam_size", "max_words", "length_penalty", "quiet", "debug"),
+    *("data", "captions", "checkpoints", "runs", "cache", "device", "resume", "demo", "init"),
+    *("epochs", "patience", "beam_size", "max_words", "length_penalty", "no_repeat"),
+    *("finetune_epochs", "finetune_stages", "finetune_learning_rate", "encoder_learning_rate"),
+    *("crop", "scst_epochs", "scst_learning_rate", "scst_samples", "scst_words"),
+    *("quiet", "debug"),
 }
+# What `--init` brings with it.
+INHERITED = (
+    *("encoder", "encoder_weights", "image_size", "embedding_size", "hidden_size", "num_layers"),
+    "language",
+)
 LOG_EVERY = 50  # steps
 SAVE_EVERY = 600.0  # seconds
+TASTE_PATIENCE = 2  # rewards go on rising while what they are to measure falls
 
 
 def train(settings: Settings, given: frozenset[str]) -> None:
@@ -140,6 +175,11 @@ def train(settings: Settings, given: frozenset[str]) -> None:
     resumed = _load_run(settings, device) if settings.resume else None
     if resumed:
         settings = _resumed_settings(settings, given, resumed)
+    init = checkpoint.load(settings.init, device) if settings.init and not resumed else None
+    if init:
+        settings = _inherited_settings(settings, given, init)
+    elif not settings.epochs and not resumed:
+        raise cli.UsageError("--epochs 0 leaves out stage 1: give --init with a trained model.")
     if settings.demo and not (settings.data / "scenes.jsonl").is_file():
         bar = partial(cli.progress, about="drawing scenes", unit="scene")
         demo.draw(settings.data, size=settings.image_size, progress=bar)
@@ -155,75 +195,181 @@ def train(settings: Settings, given: frozenset[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
     torch.manual_seed(settings.seed)
-    vocabulary = resumed.vocabulary if resumed else _vocabulary(settings, corpus)
-    model = resumed.model if resumed else _model(settings, vocabulary)
+    vocabulary = resumed.vocabulary if resumed else _vocabulary(settings, corpus, init)
+    model = resumed.model if resumed else _model(settings, vocabulary, init)
     model.to(device)
     log.info(_describe(settings, vocabulary, model, device))
-    train_set, val_set = (
-        _dataset(settings, corpus.splits[split], vocabulary, model, device)
-        for split in ("train", "val")
-    )
-    started_at = resumed.started_at if resumed else datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    started_at = resumed.started_at if resumed else datetime.now().strftime(checkpoint.MOMENT)
     if not resumed:
         settings = replace(settings, run_name=settings.run_name or started_at)
-        _set_aside(settings)
-    run = Run(settings, model, vocabulary, train_set, val_set, started_at)
-    if resumed:
-        run.restore(resumed)
-    run.fit()
+    run = Run(settings, model, vocabulary, corpus, started_at)
+    run.fit(resumed)
     print(_closing_block(run))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training: what learns, how fast, for how long."""
+
+    name: str
+    epochs: int
+    learning_rate: float
+    patience: int
+    trained: int = 0  # of the encoder's stages
+    crop: float = 1.0  # smallest part of a picture shown
+
+
+def _stages(settings: Settings) -> list[Stage]:
+    """The three stages; those without epochs are left out when it comes to them."""
+    scratch = settings.encoder_weights == "none"
+    return [
+        Stage(
+            "words",
+            settings.epochs,
+            settings.learning_rate,
+            settings.patience,
+            trained=ALL_STAGES if scratch else 0,
+        ),
+        Stage(
+            "eyes",
+            settings.finetune_epochs,
+            settings.finetune_learning_rate,
+            settings.patience,
+            trained=settings.finetune_stages,
+            crop=settings.crop,
+        ),
+        Stage("taste", settings.scst_epochs, settings.scst_learning_rate, TASTE_PATIENCE),
+    ]
 
 
 class Run:
     """One training run: what it trains, on what, and where it stands."""
+
+    train_set: Flickr30k
+    val_set: Flickr30k
+    optimizer: AdamW
+    schedule: LambdaLR
+    average: Average
+    reward: selfcritical.Reward
+    log: RunLog
 
     def __init__(
         self,
         settings: Settings,
         model: ImageCaptioningModel,
         vocabulary: Vocabulary,
-        train_set: Flickr30k,
-        val_set: Flickr30k,
+        corpus: Corpus,
         started_at: str,
     ) -> None:
-        """Ready for the first step; ``restore`` takes it to where an earlier run stopped."""
+        """Ready for ``fit``."""
         self.settings, self.model, self.vocabulary = settings, model, vocabulary
-        self.train_set, self.val_set, self.started_at = train_set, val_set, started_at
+        self.corpus, self.started_at = corpus, started_at
         self.device = model.words.weight.device
-        self.optimizer = _optimizer(model, settings)
-        n_steps = settings.epochs * len(self.plan(epoch=0))
-        self.schedule = LambdaLR(self.optimizer, _warmup_then_cosine(n_steps, settings.warmup))
+        self.stages = _stages(settings)
         self.place = Place()
-        self.log: RunLog
         self.saved_at = time.monotonic()
 
-    def fit(self) -> None:
+    @property
+    def stage(self) -> Stage:
+        """The one under way."""
+        return self.stages[self.place.stage]
+
+    def fit(self, resumed: Checkpoint | None = None) -> None:
         """Train the epochs that are left, validate after each, keep the best and the last."""
-        place, settings = self.place, self.settings
-        self.log = RunLog(settings.runs / settings.run_name, step=place.step)
-        rows = "\n".join(f"| {name} | {value} |" for name, value in _plain(settings).items())
-        self.log.text("settings", f"| setting | value |\n|---|---|\n{rows}")
-        try:
-            while place.epoch < settings.epochs and not self.is_stale():
-                self.train_epoch()
-                scores, captions = self.validate()
-                with cli.uninterrupted():
-                    self.finish_epoch(scores, captions)
-        except (KeyboardInterrupt, SystemExit):
-            self.save("last.pt", training=True)
-            log.info(
-                f"stopped in epoch {place.epoch + 1}, nothing is lost: go on with\n"
-                f"    python train.py --resume{_flag_if_moved(settings)}"
-            )
-            raise
-        if self.is_stale() and place.epoch < settings.epochs:
-            log.info(f"stopped early: no better CIDEr in {settings.patience} epochs")
+        if resumed:
+            self.place = Place.of(resumed.training["place"])
+            log.info(f"resumed     in {self.stage.name}, after epoch {self.place.epoch}")
+        first = True
+        for number, stage in enumerate(self.stages):
+            if number < self.place.stage or not stage.epochs:
+                continue
+            if number > self.place.stage:
+                self.enter(number)
+            self.prepare()
+            if first:
+                self.open_log(resumed)
+            if resumed and number == resumed.training["place"]["stage"]:
+                self.restore(resumed)
+            self.train_stage()
+            first = False
         self.log_results()
         self.log.close()
 
-    def is_stale(self) -> bool:
-        """No epoch of the last few was the best."""
-        return self.place.epoch - self.place.best_epoch >= self.settings.patience
+    def enter(self, number: int) -> None:
+        """Go on to another stage, from the best that was reached so far."""
+        if self.place.best:
+            best = checkpoint.load(self.settings.checkpoints / "best.pt", self.device)
+            self.model.load_state_dict(best.model.state_dict())
+        self.place.stage, self.place.epoch, self.place.position = number, 0, 0
+        self.place.stale, self.place.sums = 0, Sums()
+
+    def prepare(self) -> None:
+        """Make the stage's images, optimizer and schedule."""
+        settings, stage, model = self.settings, self.stage, self.model
+        model.train_encoder(stage.trained)
+        pixels = stage.trained > 0
+        self.train_set, self.val_set = (self.dataset(s, pixels=pixels) for s in ("train", "val"))
+        if stage.name == "words" and not stage.trained and not settings.init:
+            model.standardise(torch.stack(list(self.train_set.images)).to(self.device))
+        if stage.name == "taste":
+            self.reward = selfcritical.Reward(self.train_set.captions)
+        self.optimizer = optimizer(
+            model,
+            learning_rate=stage.learning_rate,
+            encoder_learning_rate=settings.encoder_learning_rate,
+            weight_decay=settings.weight_decay,
+        )
+        n_steps = stage.epochs * len(self.plan(epoch=0))
+        self.schedule = LambdaLR(self.optimizer, warmup_then_cosine(n_steps, settings.warmup))
+        self.average = Average(model, settings.averaging)
+
+    def dataset(self, split: str, *, pixels: bool) -> Flickr30k:
+        """A split with its pixels or image vectors; pictures that cannot be read are left out."""
+        examples, rows = features.prepare_examples(
+            self.corpus.splits[split],
+            self.model,
+            image_size=self.settings.image_size,
+            cache=self.settings.cache,
+            device=self.device,
+            pixels=pixels,
+            progress=partial(cli.progress, about="looking at pictures", unit="picture"),
+        )
+        return Flickr30k(examples, self.vocabulary, rows)
+
+    def open_log(self, resumed: Checkpoint | None) -> None:
+        """Open TensorBoard's folder; a fresh run first moves what an earlier one left."""
+        settings = self.settings
+        if not resumed:
+            checkpoint.set_aside(settings.checkpoints, settings.runs / settings.run_name)
+        self.log = RunLog(settings.runs / settings.run_name, step=self.place.step)
+        rows = "\n".join(f"| {name} | {value} |" for name, value in _plain(settings).items())
+        self.log.text("settings", f"| setting | value |\n|---|---|\n{rows}")
+        if settings.init and not resumed:  # what every later epoch has to surpass
+            self.finish_epoch(*self.validate())
+
+    def train_stage(self) -> None:
+        """Train the stage's epochs that are left."""
+        place, stage = self.place, self.stage
+        try:
+            while place.epoch < stage.epochs and place.stale < stage.patience:
+                self.train_epoch()
+                with self.average.applied():
+                    scores, captions = self.validate()
+                    with cli.uninterrupted():
+                        place.epoch, place.position = place.epoch + 1, 0
+                        place.total_epochs += 1
+                        self.finish_epoch(scores, captions)
+                with cli.uninterrupted():
+                    self.save("last.pt", training=True)
+        except (KeyboardInterrupt, SystemExit):
+            self.save("last.pt", training=True)
+            log.info(
+                f"stopped in epoch {place.epoch + 1} of {stage.name}, nothing is lost: go on with\n"
+                f"    python train.py --resume{_flag_if_moved(self.settings)}"
+            )
+            raise
+        if place.epoch < stage.epochs:
+            log.info(f"{stage.name} ended early: no better CIDEr in {stage.patience} epochs")
 
     def plan(self, epoch: int) -> list[list[tuple[int, int]]]:
         """The batches of an epoch."""
@@ -231,7 +377,7 @@ class Run:
             self.train_set,
             batch_size=self.settings.batch_size,
             seed=self.settings.seed * 1000 + epoch,
-            whole_images=self.model.train_encoder,
+            whole_images=self.stage.trained > 0 or self.stage.name == "taste",
         )
 
     def train_epoch(self) -> None:
@@ -239,13 +385,13 @@ class Run:
         place = self.place
         plan = self.plan(place.epoch)
         self.model.train()
-        bar = cli.progress(plan[place.position :], about=f"epoch {place.epoch + 1}", unit="step")
+        about = f"{self.stage.name} {place.epoch + 1}/{self.stage.epochs}"
+        bar = cli.progress(plan[place.position :], about=about, unit="step")
         logged = Sums()  # since the last log
-        gradient_norm = torch.zeros(())
         for pairs in bar:
-            batch = collate(self.train_set, pairs).to(self.device)
+            batch = collate(self.train_set, pairs)
             with cli.uninterrupted():
-                gradient_norm = self.train_step(batch, logged)
+                gradient_norm = self.train_step(batch.to(self.device), logged)
             if place.step % LOG_EVERY == 0 or place.position == len(plan):
                 self.log_progress(bar, logged, gradient_norm)
                 logged = Sums()
@@ -255,86 +401,121 @@ class Run:
         place.sums.stop()
 
     def train_step(self, batch: Batch, logged: Sums) -> Tensor:
-        """One step of the optimizer; nothing in it waits for the device."""
-        with self.autocast():
-            logits = self.model(batch.images, batch.tokens, batch.image_of)
-        expected = targets(batch.tokens)
-        loss, nats = word_losses(logits, expected, self.settings.label_smoothing)
+        """One step of the optimizer; nothing in it waits for a GPU."""
+        loss_of = self.reward_loss if self.stage.name == "taste" else self.words_loss
+        loss, total, count = loss_of(batch)
+        if self.device.type == "cpu":
+            self.check_finite(loss)
         self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         self.optimizer.step()
         self.schedule.step()
+        self.average.update()
         self.place.step += 1
         self.place.position += 1
         for sums in (logged, self.place.sums):
-            sums.add(nats, len(expected))
+            sums.add(total, count, n_words=batch.n_words)
         return norm
 
-    def autocast(self) -> torch.autocast:
-        """Half precision where it pays: on a GPU."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+    def words_loss(self, batch: Batch) -> tuple[Tensor, Tensor, int]:
+        """Cross-entropy of people's words: the loss, summed nats and how many words they are of."""
+        if self.stage.crop < 1:
+            mirror = [self.train_set.may_mirror[i] for i in batch.image_at]
+            batch = replace(batch, images=augment(batch.images, mirror, smallest=self.stage.crop))
+        with half_precision(self.device):
+            logits = self.model(batch.images, batch.tokens, batch.image_of)
+        expected = targets(batch.tokens)
+        loss, nats = word_losses(logits, expected, self.settings.label_smoothing)
+        return loss, nats, len(expected)
+
+    def reward_loss(self, batch: Batch) -> tuple[Tensor, Tensor, int]:
+        """Self-critical loss: the loss, summed rewards and how many sentences they are of."""
+        settings = self.settings
+        tokens = selfcritical.draw(
+            self.model,
+            batch.images,
+            n_samples=settings.scst_samples,
+            max_words=settings.max_words,
+        )
+        rewards = self.reward(batch.image_at, tokens)
+        loss = selfcritical.policy_loss(self.model, batch.images, tokens, rewards)
+        if settings.scst_words:
+            loss = loss + settings.scst_words * self.words_loss(batch)[0]
+        return loss, rewards.sum(), rewards.numel()
+
+    def check_finite(self, loss: Tensor) -> None:
+        """Stop a run that has diverged, before its weights are kept."""
+        if not bool(loss.isfinite()):
+            raise cli.UsageError(
+                f"the loss is {loss.item()} at step {self.place.step + 1:,}, learning rate "
+                f"{self.schedule.get_last_lr()[0]:.2g}: try a smaller one. The last good "
+                f"checkpoints are in {self.settings.checkpoints}."
+            )
 
     def log_progress(self, bar: Any, logged: Sums, gradient_norm: Tensor) -> None:
-        """Points on TensorBoard's curves and numbers on the bar; stops a run that has diverged."""
-        loss, step = logged.mean(), self.place.step
-        learning_rate = self.schedule.get_last_lr()[0]
-        if not math.isfinite(loss):
-            raise cli.UsageError(
-                f"the loss is {loss} at step {step:,}, learning rate {learning_rate:.2g}: try a "
-                f"smaller --learning-rate. The last good checkpoints are in "
-                f"{self.settings.checkpoints}."
-            )
+        """Points on TensorBoard's curves and numbers on the bar."""
+        mean, name = logged.mean(), "reward" if self.stage.name == "taste" else "loss"
+        self.check_finite(torch.tensor(mean))
         values = {
-            "loss/train": loss,
-            "learning_rate": learning_rate,
+            f"{name}/train": mean,
+            "learning_rate": self.schedule.get_last_lr()[0],
             "gradient_norm": gradient_norm.item(),
             "words_per_second": logged.words_per_second(),
         }
-        self.log.scalars(values, step)
-        bar.set_postfix_str(f"loss {loss:.2f}, {logged.words_per_second():,.0f} words/s")
+        self.log.scalars(values, self.place.step)
+        bar.set_postfix_str(f"{name} {mean:.2f}, {logged.words_per_second():,.0f} words/s")
 
     def validate(self) -> tuple[dict[str, float], list[str]]:
         """Loss with teacher forcing, scores and captions without: written freely, beam search."""
         self.model.eval()
+        seen = self.val_set.seen_as(self.vectors(self.val_set.images))
         sums = Sums()
-        plan = plan_batches(
-            self.val_set, batch_size=500, seed=0, whole_images=self.model.train_encoder
-        )
+        plan = plan_batches(seen, batch_size=500, seed=0, whole_images=False)
         with torch.inference_mode():
             for pairs in plan:
-                batch = collate(self.val_set, pairs).to(self.device)
+                batch = collate(seen, pairs).to(self.device)
                 logits = self.model(batch.images, batch.tokens, batch.image_of)
                 expected = targets(batch.tokens)
                 sums.add(word_losses(logits, expected, 0.0)[1], len(expected))
-        captions = self.describe(self.val_set.images)
-        references = [example.captions for example in self.val_set.examples]
+        captions = self.describe(seen.images)
+        references = [example.captions for example in seen.examples]
         scores = {"loss": sums.mean(), **metrics.score(captions, references)}
         return scores, captions
 
+    def vectors(self, images: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What the encoder, as it is now, makes of pictures; vectors stay what they are."""
+        if images[0].dim() == 1:
+            return images
+        with torch.inference_mode():
+            parts = [
+                torch.stack([images[i] for i in range(start, min(start + 50, len(images)))])
+                for start in range(0, len(images), 50)
+            ]
+            return torch.cat([self.model.encode(part.to(self.device)) for part in parts])
+
     def describe(self, images: Sequence[Tensor]) -> list[str]:
         """A caption for each image, as `predict.py` would write it."""
-        found = self.model.caption(
-            images,
-            beam_size=self.settings.beam_size,
-            max_words=self.settings.max_words,
-            length_penalty=self.settings.length_penalty,
-        )
+        search = checkpoint.search(_plain(self.settings), self.vocabulary)
+        found = caption([self.model], [images], search)
         return [self.vocabulary.text(hypotheses[0].tokens) for hypotheses in found]
 
     def finish_epoch(self, scores: dict[str, float], captions: list[str]) -> None:
-        """Log the epoch, and save: the last state always, the best when this is it."""
-        place, sums = self.place, self.place.sums
-        place.epoch, place.position, place.sums = place.epoch + 1, 0, Sums()
+        """Log the epoch, and save the model if it is the best so far."""
+        place, stage, sums = self.place, self.stage, self.place.sums
         distinct = 100 * len(set(captions)) / len(captions)
         best = not place.best or scores["CIDEr"] > place.best["CIDEr"]
-        log.info(
-            f"epoch {place.epoch}/{self.settings.epochs}  loss {sums.mean():.2f}  "
-            f"val {scores['loss']:.2f} nats/word  CIDEr {scores['CIDEr']:.1f}  "
-            f"BLEU-4 {scores['BLEU-4']:.1f}  distinct {distinct:.0f} %  "
-            f"{sums.words_per_second():,.0f} words/s  {sums.seconds():.0f} s"
-            f"{'  best' if best else ''}"
+        learned = (
+            f"{'reward' if stage.name == 'taste' else 'loss'} {sums.mean():.2f}  "
+            f"{sums.words_per_second():,.0f} words/s  {sums.seconds():.0f} s  "
         )
+        log.info(
+            f"{stage.name} {place.epoch}/{stage.epochs}  {learned if place.epoch else ''}"
+            f"val {scores['loss']:.2f} nats/word  CIDEr {scores['CIDEr']:.1f}  "
+            f"BLEU-4 {scores['BLEU-4']:.1f}  distinct {distinct:.0f} %{'  best' if best else ''}"
+        )
+        place.sums = Sums()
+        place.stale = 0 if best else place.stale + 1
         values = {f"score/{name}": value for name, value in scores.items() if name != "loss"}
         values["loss/val"] = scores["loss"]
         values["captions/distinct"] = distinct
@@ -348,60 +529,61 @@ class Run:
             place.step,
         )
         if best:
-            place.best, place.best_epoch = scores, place.epoch
+            place.best = scores
+            place.best_epoch = f"epoch {place.epoch} of {stage.epochs} ({stage.name})"
             self.save("best.pt")
-        self.save("last.pt", training=True)
 
     def save(self, name: str, *, training: bool = False) -> None:
         """Write a checkpoint; with ``training`` all that it takes to go on."""
-        state = {
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "random": torch.get_rng_state(),
-            "cuda_random": torch.cuda.get_rng_state_all(),
-            "place": self.place.state(),
-        }
         checkpoint.save(
             self.settings.checkpoints / name,
             Checkpoint(
                 self.model,
                 self.vocabulary,
                 _plain(self.settings),
-                self.place.epoch,
+                self.place.total_epochs,
                 self.place.best,
                 self.started_at,
-                state if training else {},
+                self.training_state() if training else {},
             ),
         )
         self.saved_at = time.monotonic()
+
+    def training_state(self) -> dict[str, Any]:
+        """What it takes to go on, beside the model."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "average": self.average.state(),
+            "random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state_all(),
+            "place": self.place.state(),
+        }
 
     def restore(self, resumed: Checkpoint) -> None:
         """Stand where the run stood when `last.pt` was written."""
         state = resumed.training
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        self.average.restore(state["average"])
         torch.set_rng_state(state["random"].cpu())
         if len(state["cuda_random"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([part.cpu() for part in state["cuda_random"]])
-        self.place = Place.of(state["place"])
-        log.info(f"resumed     after epoch {self.place.epoch} and {self.place.position} steps")
 
     def log_results(self) -> None:
         """Fill TensorBoard's projector and table of runs with the best model."""
         best = checkpoint.load(self.settings.checkpoints / "best.pt", self.device)
         self.model.load_state_dict(best.model.state_dict())
-        examples = self.val_set.examples[:PROJECTED_IMAGES]
-        images = torch.stack([self.val_set.images[i] for i in range(len(examples))])
+        seen = self.dataset("val", pixels=False)
+        examples = seen.examples[:PROJECTED_IMAGES]
+        images = torch.stack([seen.images[i] for i in range(len(examples))]).to(self.device)
         captions = self.describe(images)
         with torch.inference_mode():
-            vectors = [
-                self.model.image_embedding(self.model.features(part.to(self.device)))
-                for part in images.split(64)
-            ]
+            vectors = self.model.image_embedding(images)
         self.log.embeddings(
             self.vocabulary,
             self.model.word_embedding.weight.detach(),
-            torch.cat(vectors),
+            vectors,
             [read_image(example.path, size=64) for example in examples],
             list(zip(captions, (e.captions[0] for e in examples), strict=True)),
         )
@@ -410,23 +592,26 @@ class Run:
 
 
 class Sums:
-    """Losses and words added up, so that a mean is a sum divided by a count."""
+    """Losses or rewards added up, so that a mean is a sum divided by a count."""
 
-    def __init__(self, nats: float = 0.0, n_words: int = 0, seconds: float = 0.0) -> None:
+    def __init__(
+        self, total: float = 0.0, count: int = 0, n_words: int = 0, seconds: float = 0.0
+    ) -> None:
         """Begin with what was there before."""
-        self.nats: Tensor | float = nats
-        self.n_words = n_words
+        self.total: Tensor | float = total
+        self.count, self.n_words = count, n_words
         self.started_at = time.monotonic() - seconds
         self.stopped_at: float | None = None
 
-    def add(self, nats: Tensor, n_words: int) -> None:
-        """Add a batch's summed loss and its words."""
-        self.nats = self.nats + nats
+    def add(self, total: Tensor, count: int, *, n_words: int = 0) -> None:
+        """Add a batch's sum, what it is of, and how many words were learned from."""
+        self.total = self.total + total
+        self.count += count
         self.n_words += n_words
 
     def mean(self) -> float:
-        """Nats per word."""
-        return float(self.nats) / max(1, self.n_words)
+        """Nats per word, or reward per sentence."""
+        return float(self.total) / max(1, self.count)
 
     def stop(self) -> None:
         """Stop the clock: what follows is not training."""
@@ -445,16 +630,19 @@ class Sums:
 class Place:
     """Where a run stands."""
 
-    epoch: int = 0  # epochs done
-    position: int = 0  # steps done in the one under way
+    stage: int = 0  # the one under way
+    epoch: int = 0  # epochs done in it
+    position: int = 0  # steps done in the epoch under way
+    stale: int = 0  # epochs of the stage since the best
     step: int = 0  # steps done in all
-    best_epoch: int = 0
+    total_epochs: int = 0  # epochs done in all
+    best_epoch: str = ""
     best: dict[str, float] = field(default_factory=dict)  # its validation scores
     sums: Sums = field(default_factory=Sums)  # of the epoch under way
 
     def state(self) -> dict[str, Any]:
         """As plain data, for a checkpoint."""
-        sums = (float(self.sums.nats), self.sums.n_words, self.sums.seconds())
+        sums = (float(self.sums.total), self.sums.count, self.sums.n_words, self.sums.seconds())
         return {**vars(self), "sums": list(sums)}
 
     @classmethod
@@ -463,60 +651,20 @@ class Place:
         return cls(**{**state, "sums": Sums(*state["sums"])})
 
 
-def word_losses(logits: Tensor, expected: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of words.
-
-    Args:
-        logits: (n_words, V).
-        expected: (n_words,) ids.
-        label_smoothing: share of the target spread over all words, arXiv:1512.00567 section 7.
-
-    Returns:
-        The mean loss to minimise, and the summed plain loss in nats to report, without gradient.
-    """
-    log_probs = F.log_softmax(logits.float(), dim=-1)
-    plain = F.nll_loss(log_probs, expected)
-    smoothed = -log_probs.mean()
-    loss = (1 - label_smoothing) * plain + label_smoothing * smoothed
-    return loss, plain.detach() * len(expected)
-
-
-def _optimizer(model: ImageCaptioningModel, settings: Settings) -> AdamW:
-    """AdamW; weight decay on matrices, not on biases, BatchNorm and word vectors."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    words = model.word_embedding.weight
-    decayed = [p for p in parameters if p.dim() > 1 and p is not words]
-    others = [p for p in parameters if p.dim() <= 1 or p is words]
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
-
-
-def _warmup_then_cosine(n_steps: int, warmup: float) -> Callable[[int], float]:
-    """The learning rate's factor at each step: up in a line, down to zero in half a cosine."""
-    n_warmup = int(n_steps * warmup)
-
-    def factor(step: int) -> float:
-        if step < n_warmup:
-            return (step + 1) / (n_warmup + 1)
-        done = (step - n_warmup) / max(1, n_steps - n_warmup)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-    return factor
-
-
-def _vocabulary(settings: Settings, corpus: Corpus) -> Vocabulary:
+def _vocabulary(settings: Settings, corpus: Corpus, init: Checkpoint | None) -> Vocabulary:
     """Counted in the captions of the training images, and in no others."""
     captions = [text for example in corpus.splits["train"] for text in example.captions]
+    if init:
+        return init.vocabulary.extended(captions, freq_threshold=settings.freq_threshold)
     return Vocabulary.build(
         captions, freq_threshold=settings.freq_threshold, language=settings.language
     )
 
 
-def _model(settings: Settings, vocabulary: Vocabulary) -> ImageCaptioningModel:
-    """A new model, its encoder with pretrained weights and frozen, or random and trained."""
+def _model(
+    settings: Settings, vocabulary: Vocabulary, init: Checkpoint | None
+) -> ImageCaptioningModel:
+    """A new model, its encoder with pretrained weights or random; or the one to start from."""
     model = ImageCaptioningModel(
         len(vocabulary),
         encoder=settings.encoder,
@@ -524,36 +672,22 @@ def _model(settings: Settings, vocabulary: Vocabulary) -> ImageCaptioningModel:
         hidden_size=settings.hidden_size,
         num_layers=settings.num_layers,
         dropout=settings.dropout,
-        train_encoder=settings.encoder_weights == "none",
+        image_dropout=settings.image_dropout,
     )
-    checkpoint.load_encoder(model, settings.encoder_weights)
+    if init:
+        model.start_from(init.model)
+    else:
+        checkpoint.load_encoder(model, settings.encoder_weights)
     return model
-
-
-def _dataset(
-    settings: Settings,
-    examples: list[Example],
-    vocabulary: Vocabulary,
-    model: ImageCaptioningModel,
-    device: torch.device,
-) -> Flickr30k:
-    """A split with its image vectors or pixels; pictures that cannot be read are left out."""
-    examples, rows = features.prepare_examples(
-        examples,
-        model,
-        image_size=settings.image_size,
-        cache=settings.cache,
-        device=device,
-        progress=partial(cli.progress, about="looking at pictures", unit="picture"),
-    )
-    return Flickr30k(examples, vocabulary, rows)
 
 
 def _describe(
     settings: Settings, vocabulary: Vocabulary, model: ImageCaptioningModel, device: torch.device
 ) -> str:
-    n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    state = "trained from scratch" if model.train_encoder else "frozen"
+    is_scratch = settings.encoder_weights == "none"
+    encoder = 0 if is_scratch else sum(p.numel() for p in model.encoder.parameters())
+    n_trained = sum(p.numel() for p in model.parameters()) - encoder
+    state = "trained from scratch" if is_scratch else "frozen"
     return (
         f"vocabulary  {len(vocabulary):,} words, met {settings.freq_threshold} times or more in "
         f"training captions ({vocabulary.language})\n"
@@ -579,8 +713,7 @@ def _load_run(settings: Settings, device: torch.device) -> Checkpoint:
 
 def _resumed_settings(settings: Settings, given: frozenset[str], resumed: Checkpoint) -> Settings:
     """The run's own settings, changed by those flags that may change."""
-    types = {name: type(value) for name, value in vars(settings).items()}
-    before = {name: types[name](value) for name, value in resumed.settings.items()}
+    before = _typed(resumed.settings)
     now = {name: getattr(settings, name) for name in given}
     for name, value in now.items():
         if name not in CHANGEABLE and value != before[name]:
@@ -592,38 +725,16 @@ def _resumed_settings(settings: Settings, given: frozenset[str], resumed: Checkp
     return Settings(**{**before, **changed})
 
 
-def _set_aside(settings: Settings) -> None:
-    """Move what an earlier run left where this one will write, so that nothing is lost."""
-    folder = settings.checkpoints
-    files = [path for path in (folder / "best.pt", folder / "last.pt") if path.exists()]
-    logs = settings.runs / settings.run_name
-    when = _began(files[0]) if files else _moment(logs.stat().st_mtime) if logs.exists() else ""
-    if files:
-        aside = _free(folder / when)
-        aside.mkdir(parents=True)
-        for path in files:
-            path.rename(aside / path.name)
-        log.info(f"kept        the earlier run's checkpoints, now in {aside}")
-    if logs.exists():
-        logs.rename(_free(logs.with_name(f"{logs.name}_{when}")))
-
-
-def _began(path: Path) -> str:
-    """When the run that wrote a checkpoint began; for a damaged one, when it was written."""
-    try:
-        return checkpoint.load(path, torch.device("cpu")).started_at
-    except DataError:
-        return _moment(path.stat().st_mtime)
-
-
-def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d_%H-%M-%S")
-
-
-def _free(path: Path) -> Path:
-    """The path, or with a number if there is something by that name."""
-    names = (path.with_name(f"{path.name}-{n}") for n in range(2, 1000))
-    return path if not path.exists() else next(name for name in names if not name.exists())
+def _inherited_settings(settings: Settings, given: frozenset[str], init: Checkpoint) -> Settings:
+    """The settings, with those of the model to start from where they must be the same."""
+    theirs = {name: _typed(init.settings)[name] for name in INHERITED}
+    for name, value in theirs.items():
+        if name in given and getattr(settings, name) != value:
+            raise cli.UsageError(
+                f"{cli.flag(name)} is {value} in {settings.init}, not {getattr(settings, name)}: "
+                "leave the flag out, or start without --init."
+            )
+    return replace(settings, **theirs)
 
 
 def _plain(settings: Settings) -> dict[str, Any]:
@@ -631,6 +742,15 @@ def _plain(settings: Settings) -> dict[str, Any]:
     return {
         name: str(value) if isinstance(value, Path) else value
         for name, value in asdict(settings).items()
+    }
+
+
+def _typed(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``_plain`` made, back to what Settings takes."""
+    paths = {field.name for field in fields(Settings) if "Path" in str(field.type)}
+    return {
+        name: Path(value) if name in paths and value is not None else value
+        for name, value in plain.items()
     }
 
 
@@ -647,7 +767,7 @@ def _closing_block(run: Run) -> str:
     scores = "  ".join(f"{name} {value:.1f}" for name, value in best.items() if name != "loss")
     which = "" if path == Path("checkpoints/best.pt") else f"--checkpoint {path} "
     return (
-        f"\nbest        {path}, epoch {run.place.best_epoch} of {settings.epochs}\n"
+        f"\nbest        {path}, {run.place.best_epoch}\n"
         f"scores      {scores}\n"
         f"            on {len(run.val_set):,} validation images, beam {settings.beam_size}\n"
         f"try it      python predict.py {which}--image {run.val_set.examples[-1].path}\n"

@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 import checkpoint  # noqa: E402
 import demo  # noqa: E402
 from loader import transform  # noqa: E402
+from model import caption  # noqa: E402
 
 COLUMNS, ROWS, SIZE, BELOW = 4, 2, 240, 56
 
@@ -36,7 +37,7 @@ def main() -> None:
     seen = [
         transform(demo.paint(scene, trained.image_size), trained.image_size) for scene in scenes
     ]
-    found = trained.model.caption(seen)
+    found = caption([trained.model], [seen], trained.search({}))
 
     sheet = Image.new("RGB", (COLUMNS * SIZE, ROWS * (SIZE + BELOW)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)

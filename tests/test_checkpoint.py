@@ -46,6 +46,41 @@ def test_a_newer_format(trained, tmp_path):
         checkpoint.load(path, CPU)
 
 
+def test_an_earlier_format(trained, tmp_path):
+    path = edited(trained, tmp_path, lambda content: content.update(format=1))
+    with pytest.raises(DataError, match="earlier version"):
+        checkpoint.load(path, CPU)
+
+
+def test_an_encoder_that_is_not_known(trained, tmp_path):
+    path = edited(trained, tmp_path, lambda content: content["model"].update(encoder="vit_b_16"))
+    with pytest.raises(DataError, match=r"edited\.pt looks with 'vit_b_16'.*resnet50"):
+        checkpoint.load(path, CPU)
+
+
+def test_models_that_cannot_speak_as_one(trained, tmp_path):
+    best = trained.checkpoints / "best.pt"
+
+    def other_words(content):
+        content["vocabulary"]["words"][-1] = "zebra"
+
+    with pytest.raises(DataError, match="know different words"):
+        checkpoint.load_ensemble([best, edited(trained, tmp_path, other_words)], CPU)
+    path = edited(trained, tmp_path, lambda content: content["settings"].update(image_size=64))
+    with pytest.raises(DataError, match=r"pictures of 32 pixels, .* of 64"):
+        checkpoint.load_ensemble([best, path], CPU)
+    assert len(checkpoint.load_ensemble([best, best], CPU)) == 2
+
+
+def test_searches_as_it_validated_but_for_what_is_given(trained):
+    loaded = checkpoint.load(trained.checkpoints / "best.pt", CPU)
+    found = loaded.search({"beam_size": None, "max_words": 7, "image": "not of the search"})
+    assert (found.beam_size, found.max_words) == (loaded.settings["beam_size"], 7)
+    assert {loaded.vocabulary.words[id_] for id_ in found.not_last} >= {"a", "the"}
+    assert loaded.search({"temperature": 0.5}).beam_size == 1
+    assert loaded.search({"temperature": 0.5, "beam_size": 4}).beam_size == 4
+
+
 def test_a_vocabulary_that_does_not_fit_the_model(trained, tmp_path):
     def shorten(content):
         content["vocabulary"]["words"].pop()

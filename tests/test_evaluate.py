@@ -1,4 +1,7 @@
 import json
+import re
+import sys
+import types
 
 import pytest
 import torch
@@ -47,8 +50,110 @@ def test_a_folder_with_only_a_test_split(trained, tmp_path, capsys):
     [
         (["--data", "nowhere"], "no folder nowhere"),
         (["--checkpoint", "nowhere.pt"], "no checkpoint nowhere.pt"),
+        (["--top-p", "2"], "--top-p must be above 0"),
+        (["--output", "report.pdf"], "must end in .html or .json"),
     ],
 )
 def test_bad_input(trained, tmp_path, capsys, flags, message):
-    assert run(trained, tmp_path, *flags) == 2
+    try:
+        status = run(trained, tmp_path, *flags)
+    except SystemExit as error:  # argparse's way
+        status = error.code
+    assert status == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_ensemble_of_one_model_is_that_model(trained, tmp_path, capsys):
+    best = trained.checkpoints / "best.pt"
+    assert run(trained, tmp_path) == 0
+    alone = last_line(capsys)
+    assert run(trained, tmp_path, "--checkpoint", best) == 0  # beside the one that run() gives
+    together = last_line(capsys)
+    assert together["checkpoint"] == f"{best} {best}"
+    assert together["CIDEr"] == pytest.approx(alone["CIDEr"])
+
+
+def test_tells_what_exposes_a_dull_model(trained, tmp_path, capsys):
+    assert run(trained, tmp_path, "--split", "train") == 0
+    out = capsys.readouterr().out
+    found = json.loads(out.splitlines()[-1])
+    for name in ("distinct captions, %", "vocabulary used, %", "copied from training, %"):
+        assert 0 <= found[name] <= 100
+        assert name in out.splitlines()[-3] or name in out
+    assert found["ending on an article or preposition, %"] == 0
+    assert 1 <= found["mean length, words"] <= 20
+    assert found["people's mean length"] > 3
+
+
+def test_copied_captions_are_counted(trained, tmp_path, capsys, monkeypatch):
+    corpus = load_corpus(trained.data)
+    copied = corpus.splits["train"][0].captions[0]
+    best = checkpoint.load(trained.checkpoints / "best.pt", torch.device("cpu"))
+    ids = best.vocabulary.encode(copied)[1:-1]
+    hypothesis = evaluate.Hypothesis(ids, -1.0, -1.0)
+    monkeypatch.setattr(evaluate, "caption", lambda *_: [[hypothesis]] * 3)
+    assert run(trained, tmp_path) == 0
+    found = last_line(capsys)
+    assert found["copied from training, %"] == 100
+    assert found["distinct captions, %"] == pytest.approx(100 / 3)
+
+
+def test_the_page_holds_pictures_captions_references_and_scores(trained, tmp_path, capsys):
+    page = tmp_path / "report.html"
+    assert run(trained, tmp_path, "--output", page) == 0
+    text = page.read_text(encoding="utf-8")
+    examples = load_corpus(trained.data).splits["val"]
+    assert text.count("<article") == text.count("data:image/jpeg;base64,") == len(examples)
+    assert all(caption in text for example in examples for caption in example.captions)
+    assert f"{last_line(capsys)['CIDEr']:.1f}" in text
+    assert not re.findall(r'(?:src|href)="(?!data:)', text), "a page that needs other files"
+    assert run(trained, tmp_path, "--output", page) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert run(trained, tmp_path, "--output", page, "--overwrite") == 0
+
+
+def test_json_has_everything_per_image(trained, tmp_path, capsys):
+    assert run(trained, tmp_path, "--output", tmp_path / "report.json") == 0
+    found = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert found["summary"] == last_line(capsys)
+    mean = sum(image["scores"]["CIDEr"] for image in found["images"]) / len(found["images"])
+    assert mean == pytest.approx(found["summary"]["CIDEr"])
+    assert set(found["images"][0]) == {"image", "caption", "log_prob", "scores", "references"}
+
+
+def test_the_official_scorer_missing_or_broken_is_a_message(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert run(trained, tmp_path, "--coco") == 0
+    assert "needs Java" in capsys.readouterr().err
+    monkeypatch.setattr(evaluate.shutil, "which", lambda _: "java")
+    monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
+    assert run(trained, tmp_path, "--coco") == 0
+    assert "pip install pycocoevalcap" in capsys.readouterr().err
+
+
+def test_a_failing_java_process_is_a_message(trained, tmp_path, capsys, monkeypatch):
+    class Broken:
+        def __init__(self, *_):
+            raise BrokenPipeError("java died")
+
+    names = {
+        "bleu.bleu": "Bleu",
+        "cider.cider": "Cider",
+        "meteor.meteor": "Meteor",
+        "rouge.rouge": "Rouge",
+        "tokenizer.ptbtokenizer": "PTBTokenizer",
+    }
+    monkeypatch.setattr(evaluate.shutil, "which", lambda _: "java")
+    for name, scorer in names.items():
+        module = types.ModuleType(name)
+        setattr(module, scorer, Broken)
+        monkeypatch.setitem(sys.modules, f"pycocoevalcap.{name}", module)
+        monkeypatch.setitem(
+            sys.modules, f"pycocoevalcap.{name.split('.')[0]}", types.ModuleType(name)
+        )
+    monkeypatch.setitem(sys.modules, "pycocoevalcap", types.ModuleType("pycocoevalcap"))
+    assert run(trained, tmp_path, "--coco") == 0
+    out, err = capsys.readouterr()
+    assert "--coco failed" in err
+    assert "java died" in err
+    assert "CIDEr" in out

@@ -42,7 +42,7 @@ def draw(path, seed):
 def prepare(tmp_path):
     """`features.prepare` with a cache of this test's; also tells how many pictures were read."""
 
-    def prepare(paths, model, *, image_size=SIZE):
+    def prepare(paths, model, *, image_size=SIZE, pixels=False):
         n_read = 0
 
         def progress(pictures, *, total):
@@ -56,6 +56,7 @@ def prepare(tmp_path):
             image_size=image_size,
             cache=tmp_path / "cache",
             device=CPU,
+            pixels=pixels,
             batch_size=2,
             progress=progress,
         )
@@ -216,13 +217,13 @@ def test_a_kill_costs_at_most_the_last_seconds(prepare, paths, frozen, monkeypat
 
 
 def test_an_encoder_that_trains_gets_pixels(prepare, paths, monkeypatch):
-    model = captioner(train_encoder=True)
+    model = captioner()
     monkeypatch.setattr(model, "encode", fail)
-    prepared, _ = prepare(paths, model)
+    prepared, _ = prepare(paths, model, pixels=True)
     assert prepared.rows[0].dtype == torch.uint8
     pictures = [transform(read_image(path), SIZE) for path in paths]
     assert torch.equal(stacked(prepared), torch.stack(pictures))
     with torch.no_grad():  # pixels do not depend on the weights
         model.encoder.conv1.weight.zero_()
-    _, n_read = prepare(paths, model)
+    _, n_read = prepare(paths, model, pixels=True)
     assert n_read == 0

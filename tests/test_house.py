@@ -17,10 +17,16 @@ IMPORTS = {  # file → the files of ours it may import
     "demo": set(),
     "checkpoint": {"loader", "model"},
     "features": {"loader", "model"},
+    "learning": {"model"},
+    "selfcritical": {"loader", "model", "metrics"},
     "logs": {"loader"},
+    "report": {"loader"},
     "predict": {"cli", "loader", "model", "checkpoint"},
-    "evaluate": {"cli", "loader", "features", "checkpoint", "metrics"},
-    "train": {"cli", "loader", "model", "features", "checkpoint", "metrics", "logs", "demo"},
+    "evaluate": {"cli", "loader", "model", "features", "checkpoint", "metrics", "report"},
+    "train": {
+        *("cli", "loader", "model", "features", "checkpoint", "metrics", "logs", "demo"),
+        *("learning", "selfcritical"),
+    },
 }
 
 

@@ -340,6 +340,27 @@ def test_merged_tokens_are_one_word():
     assert tokenizer("can not") == ["can", "not"]
 
 
+def test_an_extended_vocabulary_keeps_its_ids():
+    old = loader.Vocabulary.build(["a dog runs", "a dog"], freq_threshold=1)
+    new = old.extended(["a zebra runs", "a zebra", "an okapi"], freq_threshold=2)
+    assert new.words == [*old.words, "zebra"]
+    assert new.counts[-1] == 2
+    assert new.encode("a zebra")[1:-1] == [old.id_of["a"], len(old)]
+
+
+@pytest.mark.parametrize(
+    ("language", "caption", "hanging"),
+    [
+        ("en", "a dog in the grass", {"a", "in", "the"}),
+        ("fr", "un chien dans l'herbe", {"un", "dans", "l'"}),
+        ("sv", "en hund i gräset", set()),
+    ],
+)
+def test_words_no_sentence_ends_on(language, caption, hanging):
+    vocabulary = loader.Vocabulary.build([caption], freq_threshold=1, language=language)
+    assert {vocabulary.words[id_] for id_ in vocabulary.hanging} == hanging
+
+
 def test_an_unknown_language_is_named():
     with pytest.raises(DataError, match=r"'klingon'.*--language.*en, fr or de"):
         Vocabulary.build(["x"], language="klingon")
@@ -536,6 +557,8 @@ def test_read_pictures_keeps_order_and_hands_back_errors(tmp_path):
 class Letters:
     """A vocabulary of one word, so that a caption's length is its number of letters."""
 
+    language = "xx"
+
     def encode(self, caption):
         return [loader.START, *[4] * len(caption), loader.END]
 
@@ -590,6 +613,51 @@ def test_collate_puts_each_image_in_once_and_padding_last():
 
 
 # ---------------------------------------------------------------------------- whole_file
+
+
+def test_a_batch_knows_its_images_and_words():
+    dataset = dataset_of([[2, 3], [4], [5]])
+    batch = loader.collate(dataset, [(2, 0), (0, 1), (2, 0)])
+    assert batch.image_at == [2, 0]
+    assert batch.n_words == 5 + 3 + 5 + 3  # and an <end> for each caption
+
+
+def test_the_same_captions_with_other_images():
+    dataset = dataset_of([[2, 3], [4]])
+    other = dataset.seen_as(torch.tensor([[7.0], [8.0]]))
+    assert other[1][0].item() == 8.0
+    assert dataset[1][0].item() == 1.0
+    assert other[1][1] is dataset[1][1]
+
+
+def test_pictures_with_a_left_or_right_are_not_mirrored():
+    """A girl on the left is on the right in the mirror."""
+    captions = [["A dog runs ."], ["A girl .", "A girl on the LEFT ."], ["She left-handed it ."]]
+    examples = [loader.Example("", Path(), texts) for texts in captions]
+    images = torch.zeros(3, 4)
+
+    def may_mirror(language):
+        every = [text for texts in captions for text in texts]
+        words = loader.Vocabulary.build(every, freq_threshold=1, language=language)
+        return loader.Flickr30k(examples, words, images).may_mirror
+
+    assert may_mirror("en") == [True, False, False]
+    assert may_mirror("sv") == [False, False, False]  # who knows
+
+
+def test_augmented_pictures_are_parts_of_the_picture():
+    torch.manual_seed(0)
+    ramp = torch.arange(32, dtype=torch.uint8).mul(8).expand(3, 32, 32)  # brighter to the right
+    shown = loader.augment(ramp.expand(40, 3, 32, 32), [True] * 20 + [False] * 20, smallest=0.5)
+    assert shown.shape == (40, 3, 32, 32)
+    assert shown.dtype == torch.uint8
+    rises = [bool(image[0, 16, -1] > image[0, 16, 0]) for image in shown]
+    assert all(rises[20:])
+    assert 2 < sum(rises[:20]) < 18
+    span = [int(image.max()) - int(image.min()) for image in shown]
+    assert max(span) > 200
+    assert min(span) < 215
+    assert len({tuple(image.flatten().tolist()) for image in shown}) > 25
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

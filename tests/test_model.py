@@ -7,7 +7,17 @@ import torch.nn.functional as F
 
 import loader
 import model as module
-from model import END, PAD, START, UNK, ImageCaptioningModel, targets
+from model import (
+    ALL_STAGES,
+    END,
+    PAD,
+    START,
+    UNK,
+    ImageCaptioningModel,
+    Search,
+    caption,
+    targets,
+)
 
 
 def make(vocabulary_size=9, **options):
@@ -95,19 +105,26 @@ def test_a_batch_of_one_image_can_be_learned_from():
     torch.testing.assert_close(one, model.eval()(image, TOKENS[:1], torch.tensor([0])))
 
 
-@pytest.mark.parametrize("train_encoder", [False, True])
-def test_frozen_means_frozen(train_encoder):
+@pytest.mark.parametrize("stages", [0, 2, ALL_STAGES])
+def test_frozen_means_frozen(stages):
     """Tutorials left BatchNorm in training mode under a frozen ResNet: its statistics drifted."""
-    model = make(train_encoder=train_encoder).train()
+    model = make()
+    model.train_encoder(stages)
+    model.train()
     before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     loss = model(images, TOKENS, torch.tensor([0, 1])).sum()
     loss.backward()
     after = model.encoder.state_dict()
     same = all(torch.equal(before[name], after[name]) for name in before)
-    has_gradient = any(p.grad is not None for p in model.encoder.parameters())
-    assert same is not train_encoder
-    assert has_gradient is train_encoder
+    learns = {n.split(".")[0] for n, p in model.encoder.named_parameters() if p.grad is not None}
+    assert same is (stages < ALL_STAGES)
+    layers = [f"layer{n}" for n in range(1, 5)]
+    assert learns == {0: set(), 2: set(layers[2:]), ALL_STAGES: {"conv1", "bn1", *layers}}[stages]
+    pretrained_norms = [
+        n for n, p in model.encoder.named_parameters() if "bn" in n and p.grad is not None
+    ]
+    assert bool(pretrained_norms) is (stages == ALL_STAGES)
 
 
 def test_images_are_normalised_as_torchvision_does():
@@ -228,7 +245,8 @@ def test_unknown_encoder_is_refused():
         make(encoder="resnet19")
 
 
-def test_same_numbers_as_torchvisions_resnet():
+@pytest.mark.parametrize("half", [False, True])
+def test_same_numbers_as_torchvisions_resnet(monkeypatch, half):
     from torchvision.models import resnet18
 
     model, peer = make(), resnet18().eval()
@@ -238,4 +256,115 @@ def test_same_numbers_as_torchvisions_resnet():
     mean = torch.tensor(module.PIXEL_MEAN).view(3, 1, 1)
     std = torch.tensor(module.PIXEL_STD).view(3, 1, 1)
     expected = peer((images / 255 - mean) / std)
-    torch.testing.assert_close(model.encode(images), expected, atol=1e-4, rtol=1e-4)
+    monkeypatch.setattr(module, "has_half_precision", lambda _: half)
+    if not half:
+        torch.testing.assert_close(model.encode(images), expected, atol=1e-4, rtol=1e-4)
+    else:
+        alike = F.cosine_similarity(model.encode(images), expected)
+        assert bool((alike > 0.999).all())
+
+
+SEARCHES = [{}, {"temperature": 1.0}]
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_no_ngram_comes_twice(search, n):
+    """Without the rule this model, which knows five words, says little else than repeats."""
+    model = make()
+    images = vectors(model, 20)
+    with torch.no_grad():
+        model.words.bias[END] = -5.0
+
+    def repeats(**rule):
+        for hypotheses in model.caption(images, max_words=12, **search, **rule):
+            words = hypotheses[0].tokens
+            ngrams = list(zip(*(words[i:] for i in range(n)), strict=False))
+            yield len(ngrams) - len(set(ngrams))
+
+    assert any(repeats())
+    assert not any(repeats(no_repeat=n))
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_no_sentence_ends_on_a_word_that_must_not_be_last(search):
+    """Self-critical training once taught a third of the captions to end on "a"."""
+    model = make()
+    images = vectors(model, 30)
+
+    def last_words(**rule):
+        for hypotheses in model.caption(images, max_words=5, **search, **rule):
+            yield from (hypothesis.tokens[-1] for hypothesis in hypotheses)
+
+    assert {4, 5} & set(last_words())
+    assert not {4, 5} & set(last_words(not_last=(4, 5)))
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_rules_that_leave_nothing_to_say_still_give_a_caption(search):
+    model = make(6)
+    for hypotheses in model.caption(
+        vectors(model), no_repeat=1, not_last=(4, 5), max_words=5, **search
+    ):
+        assert len(hypotheses[0].tokens) <= 2
+        assert hypotheses[0].log_prob > -math.inf
+
+
+def test_sentences_are_drawn_as_often_as_the_model_believes():
+    model = make(6)
+    image = vectors(model, 1)
+    found = model.caption(image, temperature=1.0, beam_size=4000, max_words=1)[0]
+    share = sum(hypothesis.tokens == [4] for hypothesis in found) / len(found)
+    believed = [math.exp(log_prob_of(model, image[0], [word])) for word in (4, 5)]
+    assert share == pytest.approx(believed[0] / sum(believed), abs=0.04)
+    assert found[0].log_prob == pytest.approx(math.log(max(believed)), abs=1e-4)
+
+
+def test_a_small_nucleus_is_greedy_search():
+    model = make()
+    images = vectors(model, 5)
+    greedy = model.caption(images, beam_size=1)
+    drawn = model.caption(images, beam_size=1, temperature=1.0, top_p=1e-6)
+    assert [found[0].tokens for found in drawn] == [found[0].tokens for found in greedy]
+
+
+def test_an_ensemble_speaks_with_the_mean_of_its_probabilities():
+    first, second = make(), make(hidden_size=12, encoder="resnet50")
+    images = [vectors(first, 4), vectors(second, 4)]
+    found = caption([first, second], images, Search(beam_size=1, max_words=1, no_repeat=0))
+    for row, (hypothesis, *_) in enumerate(found):
+        word = hypothesis.tokens
+        each = [
+            log_prob_of(m, theirs[row], word)
+            for m, theirs in zip((first, second), images, strict=True)
+        ]
+        expected = math.log(sum(map(math.exp, each)) / 2)
+        assert hypothesis.log_prob == pytest.approx(expected, abs=1e-5)
+    alone = caption([first], images[:1], Search())
+    twice = caption([first, first], [images[0]] * 2, Search())
+    assert [found[0].tokens for found in alone] == [found[0].tokens for found in twice]
+
+
+def test_a_model_that_starts_from_another_knows_its_words():
+    old, new = make(9), make(12)
+    new.start_from(old)
+    images = vectors(old, 2)
+    theirs = old(images, TOKENS, torch.tensor([0, 1]))
+    torch.testing.assert_close(new(images, TOKENS, torch.tensor([0, 1]))[:, :9], theirs)
+
+
+def test_standardised_vectors_have_mean_0_and_deviation_1():
+    model = make().train()
+    features = vectors(model, 50) * 3 + 2
+    model.standardise(features)
+    seen = model.image_embedding[0](features)  # a batch of its own statistics would hide an error
+    torch.testing.assert_close(seen.mean(dim=0), torch.zeros(model.feature_size), atol=1e-4, rtol=0)
+    torch.testing.assert_close(seen.std(dim=0), torch.ones(model.feature_size), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"no_repeat": -1}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}]
+)
+def test_a_search_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError, match="no_repeat and temperature start at 0"):
+        Search(**wrong)

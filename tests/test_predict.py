@@ -168,3 +168,26 @@ def test_captions_fit_the_model_that_was_saved(trained):
     """A vocabulary rebuilt from data no longer fits the weights: here it travels with them."""
     loaded = checkpoint.load(trained.checkpoints / "best.pt", torch.device("cpu"))
     assert loaded.model.words.out_features == len(loaded.vocabulary)
+
+
+def test_captions_drawn_at_random_are_the_seeds(trained, folder, capsys):
+    def drawn(*flags):
+        assert run(trained, "--image", folder / "a.png", "--temperature", 2, *flags) == 0
+        return capsys.readouterr().out
+
+    assert drawn("--seed", 1) == drawn("--seed", 1)
+    assert len({drawn("--seed", seed) for seed in range(6)}) > 1
+    assert len(drawn("--n-best", 5).splitlines()) == 5
+
+
+def test_models_of_different_words_do_not_speak_as_one(trained, folder, tmp_path, capsys):
+    content = torch.load(trained.checkpoints / "best.pt", weights_only=True)
+    content["vocabulary"]["words"][-1] = "zebra"
+    torch.save(content, tmp_path / "other.pt")
+    assert run(trained, "--image", folder, "--checkpoint", tmp_path / "other.pt") == 2
+    assert "know different words" in capsys.readouterr().err
+    best = trained.checkpoints / "best.pt"
+    assert run(trained, "--image", folder / "a.png", "--checkpoint", best) == 0
+    together = capsys.readouterr().out
+    assert run(trained, "--image", folder / "a.png") == 0
+    assert capsys.readouterr().out == together

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -174,7 +175,10 @@ def test_frozen_encoder_from_a_file_of_weights(trained, tmp_path, kind):
         ({"encoder_weights": "train.py"}, "no weights"),
         ({"encoder_weights": "of_resnet34"}, "do not fit resnet18"),
         ({"checkpoints": "a_file"}, "a_file"),
-        ({"epochs": -1}, "--epochs must be at least 1"),
+        ({"epochs": -1}, "--epochs must be at least 0"),
+        ({"epochs": 0}, "are all 0"),
+        ({"crop": 1.5}, "--crop must be at most 1"),
+        ({"init": "missing.pt"}, "no checkpoint missing.pt"),
         ({"batch_size": 0}, "--batch-size must be at least 1"),
         ({"device": "cuda"}, "no cuda device"),
     ],
@@ -231,22 +235,120 @@ def test_an_empty_split_is_refused(trained, tmp_path, capsys, split):
 def test_a_loss_that_is_not_finite_stops_the_run(trained, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train, "LOG_EVERY", 1)
     assert train.main(trained.flags(tmp_path, learning_rate=1e30)) == 2
-    assert "smaller --learning-rate" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert re.search(r"the loss is nan at step \d, learning rate \de\+\d\d: try a smaller one", err)
+    assert not (tmp_path / "checkpoints" / "last.pt").exists()
 
 
-def test_word_losses():
-    torch.manual_seed(0)
-    logits, expected = torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 4, 0])
-    loss, nats = train.word_losses(logits, expected, 0.1)
-    peer = torch.nn.functional.cross_entropy
-    torch.testing.assert_close(loss, peer(logits, expected, label_smoothing=0.1))
-    torch.testing.assert_close(nats, peer(logits, expected, reduction="sum"))
+def staged(trained, tmp_path, **changed):
+    """Flags of a run whose encoder has weights of its own, through all three stages."""
+    weights = tmp_path / "weights.pth"
+    if not weights.exists():
+        torch.manual_seed(5)
+        from torchvision import models
+
+        torch.save(models.resnet18().state_dict(), weights)
+    stages = {"epochs": 1, "finetune_epochs": 1, "scst_epochs": 1, "encoder_weights": weights}
+    return trained.flags(tmp_path, **{**stages, **changed})
 
 
-def test_schedule_warms_up_and_comes_to_rest():
-    factor = train._warmup_then_cosine(100, 0.1)
-    factors = [factor(step) for step in range(101)]
-    assert factors[:10] == sorted(factors[:10])
-    assert max(factors) == factors[10] == 1.0
-    assert factors[10:] == sorted(factors[10:], reverse=True)
-    assert factors[100] == pytest.approx(0.0)
+def test_all_stages_train_what_they_should(trained, tmp_path, capsys):
+    rates = {"encoder_learning_rate": 0.1, "learning_rate": 0.01}
+    assert train.main(staged(trained, tmp_path, **rates)) == 0
+    err = capsys.readouterr().err
+    for line in ("words 1/1  loss", "eyes 1/1  loss", "taste 1/1  reward"):
+        assert line in err
+    last = checkpoint.load(tmp_path / "checkpoints" / "last.pt", CPU)
+    assert last.epoch == 3
+    eyes = torch.load(tmp_path / "weights.pth", weights_only=True)
+    changed = {
+        name.split(".")[0]
+        for name, value in last.model.encoder.state_dict().items()
+        if not torch.equal(value, eyes[name])
+    }
+    assert changed <= {"layer4"}  # or none, where the words stage stayed the best
+
+
+@pytest.mark.parametrize("stage", ["eyes", "taste"])
+def test_resume_within_a_later_stage_equals_the_unbroken_run(trained, tmp_path, monkeypatch, stage):
+    assert train.main(staged(trained, tmp_path)) == 0
+    unbroken = checkpoint.load(tmp_path / "checkpoints" / "last.pt", CPU).model.state_dict()
+    n_steps = 0
+    step = train.Run.train_step
+
+    def interrupted(self, *args):
+        nonlocal n_steps
+        n_steps += self.stage.name == stage
+        if n_steps == 3:
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    monkeypatch.setattr(train.Run, "train_step", interrupted)
+    again = {"checkpoints": tmp_path / "again", "run_name": "again"}
+    assert train.main(staged(trained, tmp_path, **again)) == 130
+    monkeypatch.undo()
+    assert train.main(["--resume", "--checkpoints", str(tmp_path / "again")]) == 0
+    resumed = checkpoint.load(tmp_path / "again" / "last.pt", CPU).model.state_dict()
+    for name, value in unbroken.items():
+        torch.testing.assert_close(resumed[name], value, msg=name)
+
+
+def test_a_finished_run_goes_on_with_another_stage(trained, tmp_path, capsys):
+    assert train.main(staged(trained, tmp_path, finetune_epochs=0, scst_epochs=0)) == 0
+    where = ["--resume", "--checkpoints", str(tmp_path / "checkpoints")]
+    assert train.main([*where, "--scst-epochs", "1"]) == 0
+    assert "taste 1/1  reward" in capsys.readouterr().err
+    assert checkpoint.load(tmp_path / "checkpoints" / "last.pt", CPU).epoch == 2
+
+
+def test_taste_ends_when_validation_falls(trained, tmp_path, monkeypatch, capsys):
+    """The training reward goes on rising while captions get worse: the best ones are kept."""
+    scores = iter([50.0, 40.0, 30.0, 20.0])
+    validate = train.Run.validate
+
+    def falling(self):
+        found, captions = validate(self)
+        return {**found, "CIDEr": next(scores)}, captions
+
+    monkeypatch.setattr(train.Run, "validate", falling)
+    flags = staged(trained, tmp_path, finetune_epochs=0, scst_epochs=9)
+    assert train.main(flags) == 0
+    assert "taste ended early" in capsys.readouterr().err
+    assert scores_of(tmp_path / "checkpoints" / "best.pt")["CIDEr"] == 50.0
+
+
+def own_captions(trained, tmp_path):
+    """The same pictures, described in words that the trained model does not know."""
+    data = shutil.copytree(trained.data, tmp_path / "own")
+    pictures = sorted((data / "flickr30k_images").iterdir())
+    lines = [f"{p.name},A splendid {'zebra' if i % 2 else 'dog'} ." for i, p in enumerate(pictures)]
+    (data / "captions.txt").write_text("\n".join(["image,caption", *lines]))
+    return {"data": data, "captions": "captions.txt"}
+
+
+def test_init_keeps_the_words_it_knows_and_learns_new_ones(trained, tmp_path, capsys):
+    best = trained.checkpoints / "best.pt"
+    flags = trained.flags(tmp_path, init=best, epochs=3, **own_captions(trained, tmp_path))
+    kept = ("--hidden-size", "--embedding-size", "--image-size", "--encoder", "--encoder-weights")
+    flags = [f for i, f in enumerate(flags) if not {f, flags[i - 1]} & set(kept)]
+    assert train.main(flags) == 0
+    old = checkpoint.load(best, CPU).vocabulary
+    found = checkpoint.load(tmp_path / "checkpoints" / "best.pt", CPU)
+    assert found.vocabulary.words[: len(old)] == old.words
+    assert {"splendid", "zebra"} <= set(found.vocabulary.words[len(old) :])
+    assert found.model.options["hidden_size"] == 32
+    assert "words 0/3" in capsys.readouterr().err  # what every later epoch has to surpass
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"encoder": "resnet34"}, "--encoder is resnet18 in"),
+        ({"language": "fr"}, "--language is en in"),
+        ({"hidden_size": 64}, "--hidden-size is 32 in"),
+    ],
+)
+def test_init_from_another_kind_of_model(trained, tmp_path, capsys, changed, message):
+    flags = trained.flags(tmp_path, init=trained.checkpoints / "best.pt", **changed)
+    assert train.main(flags) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,52 @@
+import json
+
+import pytest
+from PIL import Image
+
+import report
+
+
+@pytest.fixture
+def picture(tmp_path):
+    Image.new("RGB", (640, 20), "red").save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+def row(name="a.png", caption="a dog", cider=50.0):
+    return report.Row(name, caption, -7.5, {"CIDEr": cider, "ROUGE-L": 40.0}, ["a dog", "a <b>"])
+
+
+def test_text_cannot_become_markup(tmp_path, picture):
+    page = tmp_path / "page.html"
+    rows = [row("<i>.png", 'a "dog" & <script>')]
+    report.write(page, rows, summary={"checkpoint": "<u>"}, pictures=[picture])
+    text = page.read_text(encoding="utf-8")
+    for markup in ("<i>", "<b>", "<u>", "& <script>"):
+        assert markup not in text
+    assert "a &quot;dog&quot; &amp; &lt;script&gt;" in text
+
+
+def test_a_picture_that_has_gone_leaves_its_card(tmp_path, picture):
+    page = tmp_path / "page.html"
+    pictures = [picture, tmp_path / "gone.png"]
+    report.write(page, [row(), row()], summary={}, pictures=pictures)
+    assert page.read_text(encoding="utf-8").count("<article") == 2
+
+
+def test_the_bars_count_every_image_once(tmp_path, picture):
+    scores = [0.0, 9.99, 10.0, 123.4, 517.0]
+    page = tmp_path / "page.html"
+    report.write(page, [row(cider=s) for s in scores], summary={}, pictures=[picture] * 5)
+    bars = [
+        line
+        for line in page.read_text(encoding="utf-8").split("<title>")
+        if "images</title>" in line
+    ]
+    assert sum(int(bar.split(": ")[1].split()[0]) for bar in bars) == 5
+
+
+def test_json(tmp_path, picture):
+    report.write(tmp_path / "r.json", [row()], summary={"CIDEr": 50.0}, pictures=[picture])
+    found = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert found["summary"] == {"CIDEr": 50.0}
+    assert found["images"][0]["caption"] == "a dog"
