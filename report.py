@@ -50,7 +50,7 @@ def write(
             content = {"summary": dict(summary), "images": [asdict(row) for row in rows]}
             json.dump(content, file, ensure_ascii=False, indent=1)
             return
-        title = html.escape(str(summary.get("checkpoint", "captions")))
+        title = f"Captions of {len(rows):,} images"
         file.write(f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>{title}</title>\n")
         file.write('<meta name=viewport content="width=device-width,initial-scale=1">\n')
         file.write(f"<style>{STYLE}</style>\n<h1>{title}</h1>\n{_summary(summary)}")
@@ -76,22 +76,21 @@ def _shown(value: Any) -> str:
 def _distribution(rows: Sequence[Row]) -> str:
     """A histogram of CIDEr, drawn as SVG; each bar filters the cards to its range."""
     scores = [row.scores["CIDEr"] for row in rows]
-    width = max(10.0, max(scores) / N_BARS)
+    width = next(w for w in (5, 10, 20, 25, 50) if w == 50 or w * N_BARS > max(scores))
     counts = [0] * N_BARS
     for score in scores:
         counts[min(N_BARS - 1, int(score / width))] += 1
     highest = max(counts)
     bars = "".join(
         f'<rect x="{40 * number}" y="{100 - 100 * count / highest:.1f}" width="36" '
-        f'height="{100 * count / highest:.1f}" data-low="{number * width:.2f}" '
-        f'data-high="{(number + 1) * width:.2f}" tabindex="0" role="button">'
-        f"<title>CIDEr {number * width:.0f} to {(number + 1) * width:.0f}: {count} images</title>"
+        f'height="{100 * count / highest:.1f}" data-low="{number * width}" '
+        f'data-high="{(number + 1) * width}" tabindex="0" role="button">'
+        f"<title>CIDEr {number * width} to {(number + 1) * width}: {count} images</title>"
         "</rect>"
         for number, count in enumerate(counts)
     )
     labels = "".join(
-        f'<text x="{40 * number}" y="118">{number * width:.0f}</text>'
-        for number in range(0, N_BARS, 4)
+        f'<text x="{40 * number}" y="118">{number * width}</text>' for number in range(0, N_BARS, 4)
     )
     return (
         "<figure><figcaption>Images by CIDEr: choose a bar to see its images</figcaption>"

@@ -60,7 +60,7 @@ class Settings:
     finetune_stages: int = option(1, "how many of the ResNet's last stages", at_least=1, below=5)
     finetune_learning_rate: float = option(5e-4, "the decoder's in stage 2", at_least=0)
     encoder_learning_rate: float = option(1e-4, "the encoder's in stage 2", at_least=0)
-    crop: float = option(0.6, "smallest part of a picture shown in stage 2", at_least=0.05)
+    crop: float = option(0.6, "smallest part of a picture shown in stages 2 and 3", at_least=0.05)
 
     # Stage 3, taste: the model's own sentences are rewarded
     scst_epochs: int = option(0, "epochs of stage 3; 0 leaves it out", at_least=0)
@@ -238,7 +238,13 @@ def _stages(settings: Settings) -> list[Stage]:
             trained=settings.finetune_stages,
             crop=settings.crop,
         ),
-        Stage("taste", settings.scst_epochs, settings.scst_learning_rate, TASTE_PATIENCE),
+        Stage(
+            "taste",
+            settings.scst_epochs,
+            settings.scst_learning_rate,
+            TASTE_PATIENCE,
+            crop=settings.crop,
+        ),
     ]
 
 
@@ -307,8 +313,8 @@ class Run:
         """Make the stage's images, optimizer and schedule."""
         settings, stage, model = self.settings, self.stage, self.model
         model.train_encoder(stage.trained)
-        pixels = stage.trained > 0
-        self.train_set, self.val_set = (self.dataset(s, pixels=pixels) for s in ("train", "val"))
+        self.train_set = self.dataset("train", pixels=stage.trained > 0 or stage.crop < 1)
+        self.val_set = self.dataset("val", pixels=stage.trained > 0)
         if stage.name == "words" and not stage.trained and not settings.init:
             model.standardise(torch.stack(list(self.train_set.images)).to(self.device))
         if stage.name == "taste":
@@ -403,7 +409,7 @@ class Run:
     def train_step(self, batch: Batch, logged: Sums) -> Tensor:
         """One step of the optimizer; nothing in it waits for a GPU."""
         loss_of = self.reward_loss if self.stage.name == "taste" else self.words_loss
-        loss, total, count = loss_of(batch)
+        loss, total, count = loss_of(self.look(batch))
         if self.device.type == "cpu":
             self.check_finite(loss)
         self.optimizer.zero_grad()
@@ -418,11 +424,18 @@ class Run:
             sums.add(total, count, n_words=batch.n_words)
         return norm
 
-    def words_loss(self, batch: Batch) -> tuple[Tensor, Tensor, int]:
-        """Cross-entropy of people's words: the loss, summed nats and how many words they are of."""
+    def look(self, batch: Batch) -> Batch:
+        """Crop and mirror, if the stage does; an encoder that no longer learns looks here."""
         if self.stage.crop < 1:
             mirror = [self.train_set.may_mirror[i] for i in batch.image_at]
             batch = replace(batch, images=augment(batch.images, mirror, smallest=self.stage.crop))
+        if not self.stage.trained:
+            with torch.no_grad():
+                batch = replace(batch, images=self.model.features(batch.images))
+        return batch
+
+    def words_loss(self, batch: Batch) -> tuple[Tensor, Tensor, int]:
+        """Cross-entropy of people's words: the loss, summed nats and how many words they are of."""
         with half_precision(self.device):
             logits = self.model(batch.images, batch.tokens, batch.image_of)
         expected = targets(batch.tokens)
@@ -766,12 +779,16 @@ def _closing_block(run: Run) -> str:
     path = settings.checkpoints / "best.pt"
     scores = "  ".join(f"{name} {value:.1f}" for name, value in best.items() if name != "loss")
     which = "" if path == Path("checkpoints/best.pt") else f"--checkpoint {path} "
+    more = ""
+    if not settings.finetune_epochs and not settings.scst_epochs and not settings.demo:
+        resume = f"python train.py --resume{_flag_if_moved(settings)}"
+        more = f"better      {resume} --finetune-epochs 8 --scst-epochs 3\n"
     return (
         f"\nbest        {path}, {run.place.best_epoch}\n"
         f"scores      {scores}\n"
         f"            on {len(run.val_set):,} validation images, beam {settings.beam_size}\n"
         f"try it      python predict.py {which}--image {run.val_set.examples[-1].path}\n"
-        f"look        tensorboard --logdir {settings.runs}"
+        f"{more}look        tensorboard --logdir {settings.runs}"
     )
 
 
