@@ -57,7 +57,7 @@ class Settings:
 
     # Stage 2, eyes: the encoder's last stages learn too
     finetune_epochs: int = option(0, "epochs of stage 2; 0 leaves it out", at_least=0)
-    finetune_stages: int = option(1, "how many of the ResNet's last stages", at_least=1, below=5)
+    finetune_stages: int = option(2, "how many of the ResNet's last stages", at_least=1, below=5)
     finetune_learning_rate: float = option(5e-4, "the decoder's in stage 2", at_least=0)
     encoder_learning_rate: float = option(1e-4, "the encoder's in stage 2", at_least=0)
     crop: float = option(0.6, "smallest part of a picture shown in stages 2 and 3", at_least=0.05)
@@ -782,7 +782,7 @@ def _closing_block(run: Run) -> str:
     more = ""
     if not settings.finetune_epochs and not settings.scst_epochs and not settings.demo:
         resume = f"python train.py --resume{_flag_if_moved(settings)}"
-        more = f"better      {resume} --finetune-epochs 8 --scst-epochs 3\n"
+        more = f"better      {resume} --finetune-epochs 6 --scst-epochs 3\n"
     return (
         f"\nbest        {path}, {run.place.best_epoch}\n"
         f"scores      {scores}\n"
