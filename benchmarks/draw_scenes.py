@@ -21,7 +21,7 @@ import demo  # noqa: E402
 from loader import transform  # noqa: E402
 from model import caption  # noqa: E402
 
-COLUMNS, ROWS, SIZE, BELOW = 4, 2, 240, 56
+COLUMNS, ROWS, SIZE, BELOW = 4, 2, 240, 76
 
 
 def main() -> None:
