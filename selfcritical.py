@@ -30,7 +30,7 @@ class Reward:
         self.cider = CiderD([[tuple(ids[1:].tolist()) for ids in image] for image in captions])
 
     def __call__(self, image_at: Sequence[int], tokens: Tensor) -> Tensor:
-        """CIDEr-D divided by 10, so that a human caption gets about 0.7.
+        """CIDEr-D, in which a human caption gets about 0.7.
 
         Args:
             image_at: (N,) which images.
@@ -42,7 +42,7 @@ class Reward:
         n_samples = len(tokens) // len(image_at)
         sentences = [[word for word in row if word != PAD] for row in tokens.tolist()]
         scores = [
-            self.cider.score(image_at[row // n_samples], sentence) / 10
+            self.cider.score(image_at[row // n_samples], sentence)
             for row, sentence in enumerate(sentences)
         ]
         return torch.tensor(scores, device=tokens.device).view(len(image_at), n_samples)
