@@ -152,11 +152,14 @@ DEMO = {  # a preset: a flag given beside --demo wins
 }
 # What a run that is gone on with may change; all else is as it began.
 CHANGEABLE = {
-    *("data", "captions", "checkpoints", "runs", "cache", "device", "resume", "demo", "init"),
-    *("epochs", "patience", "beam_size", "max_words", "length_penalty", "no_repeat"),
-    *("finetune_epochs", "finetune_stages", "finetune_learning_rate", "encoder_learning_rate"),
-    *("crop", "scst_epochs", "scst_learning_rate", "scst_samples", "scst_words"),
-    *("quiet", "debug"),
+    *("data", "captions", "checkpoints", "runs", "cache", "device", "resume", "demo"),
+    *("epochs", "finetune_epochs", "scst_epochs", "patience", "quiet", "debug"),
+    *("beam_size", "max_words", "length_penalty", "no_repeat"),
+}
+# And what it may change as long as a stage of this number has not begun.
+CHANGEABLE_BEFORE = {
+    1: {"finetune_stages", "finetune_learning_rate", "encoder_learning_rate", "crop"},
+    2: {"scst_learning_rate", "scst_samples", "scst_words"},
 }
 # What `--init` brings with it.
 INHERITED = (
@@ -286,19 +289,21 @@ class Run:
         if resumed:
             self.place = Place.of(resumed.training["place"])
             log.info(f"resumed     in {self.stage.name}, after epoch {self.place.epoch}")
-        first = True
-        for number, stage in enumerate(self.stages):
-            if number < self.place.stage or not stage.epochs:
-                continue
-            if number > self.place.stage:
+        left = [n for n, s in enumerate(self.stages) if s.epochs and n >= self.place.stage]
+        if not left:
+            raise cli.UsageError(
+                f"no epochs are left to train from {self.stage.name} on: give more of them."
+            )
+        for number in left:
+            is_new = number > self.place.stage
+            if is_new:
                 self.enter(number)
             self.prepare()
-            if first:
+            if number == left[0]:
                 self.open_log(resumed)
-            if resumed and number == resumed.training["place"]["stage"]:
+            if resumed and not is_new:
                 self.restore(resumed)
             self.train_stage()
-            first = False
         self.log_results()
         self.log.close()
 
@@ -316,7 +321,7 @@ class Run:
         model.train_encoder(stage.trained)
         self.train_set = self.dataset("train", pixels=stage.trained > 0 or stage.crop < 1)
         self.val_set = self.dataset("val", pixels=stage.trained > 0)
-        if stage.name == "words" and not stage.trained and not settings.init:
+        if not self.place.step and not stage.trained and not settings.init:
             model.standardise(torch.stack(list(self.train_set.images)).to(self.device))
         if stage.name == "taste":
             self.reward = selfcritical.Reward(self.train_set.captions)
@@ -729,8 +734,11 @@ def _resumed_settings(settings: Settings, given: frozenset[str], resumed: Checkp
     """The run's own settings, changed by those flags that may change."""
     before = _typed(resumed.settings)
     now = {name: getattr(settings, name) for name in given}
+    begun = resumed.training["place"]["stage"]
+    ahead = (names for stage, names in CHANGEABLE_BEFORE.items() if stage > begun)
+    changeable = CHANGEABLE.union(*ahead)
     for name, value in now.items():
-        if name not in CHANGEABLE and value != before[name]:
+        if name not in changeable and value != before[name]:
             raise cli.UsageError(
                 f"{cli.flag(name)} is {before[name]} in the run to go on with, not {value}: leave "
                 "the flag out, or start afresh without --resume."

@@ -308,6 +308,19 @@ def test_a_finished_run_goes_on_with_another_stage(trained, tmp_path, capsys):
     assert checkpoint.load(tmp_path / "checkpoints" / "last.pt", CPU).epoch == 2
 
 
+def test_resume_changes_only_stages_that_have_not_begun(trained, tmp_path, capsys):
+    """Another number of stages in mid-stage once met an optimizer of other weights: a traceback."""
+    assert train.main(staged(trained, tmp_path, scst_epochs=0)) == 0
+    where = ["--resume", "--checkpoints", str(tmp_path / "checkpoints")]
+    refused = {"--finetune-stages": "1", "--crop": "0.9", "--init": "other.pt"}
+    for flag, value in refused.items():
+        assert train.main([*where, "--finetune-epochs", "2", flag, value]) == 2
+        assert f"{flag} is " in capsys.readouterr().err
+    assert train.main([*where, "--scst-epochs", "1", "--scst-samples", "3"]) == 0
+    assert train.main([*where, "--scst-epochs", "0"]) == 2
+    assert "no epochs are left to train from taste on" in capsys.readouterr().err
+
+
 def test_taste_ends_when_validation_falls(trained, tmp_path, monkeypatch, capsys):
     """The training reward goes on rising while captions get worse: the best ones are kept."""
     scores = iter([50.0, 40.0, 30.0, 20.0])
