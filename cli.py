@@ -47,6 +47,30 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+@dataclasses.dataclass(frozen=True)
+class SearchSettings:
+    """How captions are searched or drawn: the same flags wherever a trained model writes them."""
+
+    beam_size: int | None = option(
+        None, "sentences kept while searching, 1 is greedy; left out, as in training", at_least=1
+    )
+    max_words: int | None = option(None, "longest caption; left out, as in training", at_least=1)
+    length_penalty: float | None = option(
+        None, "0 favours short captions, 1 long ones; left out, as in training", at_least=0
+    )
+    no_repeat: int | None = option(
+        None, "words in a row that no caption says twice; left out, as in training", at_least=0
+    )
+    temperature: float = option(0.0, "above 0: draw captions at random, 1 as believed", at_least=0)
+    top_p: float = option(1.0, "draw only from the likeliest words of this share")
+    seed: int = option(0, "of captions drawn at random", at_least=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"--top-p must be above 0 and at most 1, got {self.top_p}")
+
+
 def check(settings: Any) -> None:
     """Check every field against what its ``option`` allows; called by ``__post_init__``.
 
@@ -186,7 +210,9 @@ def _parser(settings_class: type) -> _Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     types = get_type_hints(settings_class)
-    for field in dataclasses.fields(settings_class):
+    inherited = set(types) - set(settings_class.__annotations__)
+    # --help shows a script's own flags before those it shares.
+    for field in sorted(dataclasses.fields(settings_class), key=lambda f: f.name in inherited):
         kind, name, default = types[field.name], flag(field.name), field.default
         text = field.metadata["help"].replace("%", "%%")
         if kind is bool:

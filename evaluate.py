@@ -15,7 +15,7 @@ from cli import option
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(cli.SearchSettings):
     """Score a trained model on a split of a data set."""
 
     checkpoint: tuple[Path, ...] = option(
@@ -24,31 +24,16 @@ class Settings:
     split: str = option("val", "which images", choices=("train", "val", "test"))
     data: Path | None = option(None, "folder with captions and photos; left out, as in training")
     captions: str | None = option(None, "captions file in that folder; left out, as in training")
-    beam_size: int | None = option(
-        None, "sentences kept while searching, 1 is greedy; left out, as in training", at_least=1
-    )
-    max_words: int | None = option(None, "longest caption; left out, as in training", at_least=1)
-    length_penalty: float | None = option(
-        None, "0 favours short captions, 1 long ones; left out, as in training", at_least=0
-    )
-    no_repeat: int | None = option(
-        None, "words in a row that no caption says twice; left out, as in training", at_least=0
-    )
-    temperature: float = option(0.0, "above 0: draw captions at random, 1 as believed", at_least=0)
-    top_p: float = option(1.0, "draw only from the likeliest words of this share")
     output: Path | None = option(None, "write a report for each image: .html or .json")
     overwrite: bool = option(False, "replace the output file if it exists")
     coco: bool = option(False, "score with coco-caption too: needs pycocoevalcap and Java")
     cache: Path = option(Path("cache"), "where computed image vectors are kept")
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
-    seed: int = option(0, "of captions drawn at random", at_least=0)
     quiet: bool = option(False, "no progress and notes, only results and errors")
     debug: bool = option(False, "show where an error comes from")
 
     def __post_init__(self) -> None:
-        cli.check(self)
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"--top-p must be above 0 and at most 1, got {self.top_p}")
+        super().__post_init__()
         if self.output and self.output.suffix not in (".html", ".json"):
             raise ValueError(f"--output must end in .html or .json, got {self.output}")
 
@@ -72,7 +57,7 @@ import metrics
 import report
 from checkpoint import Checkpoint
 from loader import Corpus, DataError, Example, load_corpus
-from model import Hypothesis, caption
+from model import Hypothesis, Search, caption
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +70,9 @@ def evaluate(settings: Settings) -> None:
         raise DataError(f"{settings.output} exists: give --overwrite to replace it.")
     models = checkpoint.load_ensemble(settings.checkpoint, cli.device(settings.device))
     corpus = _corpus(settings, models[0])
-    examples, found = _describe(settings, models, corpus.splits[settings.split])
+    search = models[0].search(vars(settings))
+    torch.manual_seed(settings.seed)
+    examples, found = _describe(settings, models, corpus.splits[settings.split], search)
     if len(examples) < FEW:
         log.warning(f"warning: CIDEr means little on fewer than {FEW} images.")
 
@@ -95,7 +82,6 @@ def evaluate(settings: Settings) -> None:
     scores: dict[str, float] = metrics.score(captions, references)
     official = _official(captions, references) if settings.coco else {}
     habits = _habits(models[0], captions, found, references, corpus)
-    search = models[0].search(vars(settings))
     summary = {
         "checkpoint": " ".join(map(str, settings.checkpoint)),
         "split": settings.split,
@@ -141,7 +127,7 @@ def _corpus(settings: Settings, trained: Checkpoint) -> Corpus:
 
 
 def _describe(
-    settings: Settings, models: Sequence[Checkpoint], examples: list[Example]
+    settings: Settings, models: Sequence[Checkpoint], examples: list[Example], search: Search
 ) -> tuple[list[Example], list[list[Hypothesis]]]:
     """The examples whose pictures can be read, and what the models propose for each."""
     seen = []
@@ -155,8 +141,6 @@ def _describe(
             progress=partial(cli.progress, about="looking at pictures", unit="picture"),
         )
         seen.append(rows)
-    torch.manual_seed(settings.seed)
-    search = models[0].search(vars(settings))
     return examples, caption([trained.model for trained in models], seen, search)
 
 
@@ -185,11 +169,7 @@ def _habits(
         "mean length, words": sum(map(len, said)) / len(said),
         "people's mean length": sum(lengths) / len(lengths),
         "ending on an article or preposition, %": (
-            sum(
-                hypotheses[0].tokens[-1:] != [] and hypotheses[0].tokens[-1] in hanging
-                for hypotheses in found
-            )
-            / n
+            sum(not hanging.isdisjoint(best.tokens[-1:]) for best, *_ in found) / n
         ),
     }
 

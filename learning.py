@@ -88,16 +88,20 @@ class Average:
     """
 
     def __init__(self, model: ImageCaptioningModel, decay: float) -> None:
-        """Begin with the weights as they are; ``decay`` 0 keeps to the last ones."""
+        """Begin with the weights as they are; with ``decay`` 0 the last ones serve, at no cost."""
         self.decay, self.n_updates = decay, 0
-        self.weights = [p for p in model.parameters() if p.requires_grad]
-        if model.trained_stages == ALL_STAGES:  # BatchNorm's statistics belong to the weights
+        self.weights = [p for p in model.parameters() if p.requires_grad and decay]
+        if (
+            decay and model.trained_stages == ALL_STAGES
+        ):  # BatchNorm's statistics belong to the weights
             self.weights += [b for b in model.buffers() if b.is_floating_point()]
         self.means = [weight.detach().clone() for weight in self.weights]
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights after a step; the first ones, which are poor, are soon forgotten."""
+        if not self.decay:
+            return
         self.n_updates += 1
         decay = min(self.decay, self.n_updates / (10 + self.n_updates))
         torch._foreach_lerp_(self.means, self.weights, 1 - decay)

@@ -748,19 +748,24 @@ class Flickr30k(Dataset):
 
         Attributes:
             captions: for each example its captions' ids, with ``<start>`` and ``<end>``.
-            may_mirror: for each example whether its captions still fit its mirror image.
         """
         assert len(examples) == len(images)
         self.examples = examples
+        self.vocabulary = vocabulary
         self.images = images
         self.captions = [
             [torch.tensor(vocabulary.encode(caption)) for caption in example.captions]
             for example in examples
         ]
-        sides = set(SIDES.get(vocabulary.language.split("_")[0], "").split())
-        self.may_mirror = [
-            bool(sides) and not any(sides & set(vocabulary.tokenizer(text)) for text in e.captions)
-            for e in examples
+
+    @cached_property
+    def may_mirror(self) -> list[bool]:
+        """For each example whether its captions still fit its mirror image."""
+        sides = set(SIDES.get(self.vocabulary.language.split("_")[0], "").split())
+        words = self.vocabulary.tokenizer
+        return [
+            bool(sides) and not any(sides & set(words(text)) for text in example.captions)
+            for example in self.examples
         ]
 
     def seen_as(self, images: Sequence[Tensor]) -> Flickr30k:

@@ -14,41 +14,26 @@ from cli import option
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(cli.SearchSettings):
     """Describe pictures with a trained model."""
 
     image: tuple[Path, ...] = option((), "pictures, or folders of pictures (also nested)")
     checkpoint: tuple[Path, ...] = option(
         (Path("checkpoints/best.pt"),), "the trained model, or several that speak as one"
     )
-    beam_size: int | None = option(
-        None, "sentences kept while searching, 1 is greedy; left out, as in training", at_least=1
-    )
-    max_words: int | None = option(None, "longest caption; left out, as in training", at_least=1)
-    length_penalty: float | None = option(
-        None, "0 favours short captions, 1 long ones; left out, as in training", at_least=0
-    )
-    no_repeat: int | None = option(
-        None, "words in a row that no caption says twice; left out, as in training", at_least=0
-    )
-    temperature: float = option(0.0, "above 0: draw captions at random, 1 as believed", at_least=0)
-    top_p: float = option(1.0, "draw only from the likeliest words of this share")
     n_best: int = option(1, "captions for each picture, best first", at_least=1)
     sentence: bool = option(False, "write captions with a capital and a full stop")
     output: Path | None = option(None, "write to this .csv or .jsonl file, not to the terminal")
     overwrite: bool = option(False, "replace the output file if it exists")
     batch_size: int = option(32, "pictures described at a time", at_least=1)
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
-    seed: int = option(0, "of captions drawn at random", at_least=0)
     quiet: bool = option(False, "no progress and notes, only results and errors")
     debug: bool = option(False, "show where an error comes from")
 
     def __post_init__(self) -> None:
-        cli.check(self)
+        super().__post_init__()
         if not self.image:
             raise ValueError("which picture? Give --image path/to/picture.jpg, or a folder")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"--top-p must be above 0 and at most 1, got {self.top_p}")
         if self.output and self.output.suffix not in (".csv", ".jsonl"):
             raise ValueError(f"--output must end in .csv or .jsonl, got {self.output}")
 

@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loader import START
 from metrics import CiderD
-from model import PAD, ImageCaptioningModel, Search, half_precision, sample
+from model import PAD, START, ImageCaptioningModel, Search, half_precision, sample
 
 
 class Reward:

@@ -18,7 +18,7 @@ IMPORTS = {  # file → the files of ours it may import
     "checkpoint": {"loader", "model"},
     "features": {"loader", "model"},
     "learning": {"model"},
-    "selfcritical": {"loader", "model", "metrics"},
+    "selfcritical": {"model", "metrics"},
     "logs": {"loader"},
     "report": {"loader"},
     "predict": {"cli", "loader", "model", "checkpoint"},

@@ -68,3 +68,15 @@ def test_a_restored_mean_goes_on_as_it_was():
     averages[1].restore(averages[0].state())
     with averages[0].applied(), averages[1].applied():
         assert torch.equal(first.words.weight, second.words.weight)
+
+
+def test_without_averaging_the_last_weights_serve():
+    model = make()
+    average = learning.Average(model, 0.0)
+    with torch.no_grad():
+        model.words.weight += 1
+    last = model.words.weight.detach().clone()
+    average.update()
+    with average.applied():
+        assert torch.equal(model.words.weight, last)
+    assert torch.equal(model.words.weight, last)
