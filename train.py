@@ -312,8 +312,8 @@ class Run:
         if self.place.best:
             best = checkpoint.load(self.settings.checkpoints / "best.pt", self.device)
             self.model.load_state_dict(best.model.state_dict())
-        self.place.stage, self.place.epoch, self.place.position = number, 0, 0
-        self.place.stale, self.place.sums = 0, Sums()
+        self.place.stage, self.place.epoch = number, 0
+        self.place.position, self.place.stale = 0, 0
 
     def prepare(self) -> None:
         """Make the stage's images, optimizer and schedule."""
@@ -396,6 +396,8 @@ class Run:
         """Take the epoch's steps, from wherever it stands."""
         place = self.place
         plan = self.plan(place.epoch)
+        if not place.position:
+            place.sums = Sums()
         self.model.train()
         about = f"{self.stage.name} {place.epoch + 1}/{self.stage.epochs}"
         bar = cli.progress(plan[place.position :], about=about, unit="step")
@@ -533,7 +535,6 @@ class Run:
             f"val {scores['loss']:.2f} nats/word  CIDEr {scores['CIDEr']:.1f}  "
             f"BLEU-4 {scores['BLEU-4']:.1f}  distinct {distinct:.0f} %{'  best' if best else ''}"
         )
-        place.sums = Sums()
         place.stale = 0 if best else place.stale + 1
         values = {f"score/{name}": value for name, value in scores.items() if name != "loss"}
         values["loss/val"] = scores["loss"]
@@ -582,6 +583,7 @@ class Run:
     def restore(self, resumed: Checkpoint) -> None:
         """Stand where the run stood when `last.pt` was written."""
         state = resumed.training
+        self.place = Place.of(state["place"])  # again: its clock runs from here
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.average.restore(state["average"])

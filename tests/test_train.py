@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import checkpoint
+import features
 import loader
 import train
 
@@ -306,6 +307,25 @@ def test_a_finished_run_goes_on_with_another_stage(trained, tmp_path, capsys):
     assert train.main([*where, "--scst-epochs", "1"]) == 0
     assert "taste 1/1  reward" in capsys.readouterr().err
     assert checkpoint.load(tmp_path / "checkpoints" / "last.pt", CPU).epoch == 2
+
+
+def test_an_epochs_clock_does_not_run_while_pictures_are_looked_at(
+    trained, tmp_path, monkeypatch, capsys
+):
+    """The first epoch once told a third of its words a second: it had looked at every photo."""
+    monotonic, prepare_examples, later = train.time.monotonic, features.prepare_examples, 0.0
+
+    def slow(*args, **options):
+        nonlocal later
+        later += 5000
+        return prepare_examples(*args, **options)
+
+    monkeypatch.setattr(features, "prepare_examples", slow)
+    monkeypatch.setattr(train.time, "monotonic", lambda: monotonic() + later)
+    assert train.main(staged(trained, tmp_path)) == 0
+    seconds = re.findall(r"words/s +(\d+) s", capsys.readouterr().err)
+    assert len(seconds) == 3
+    assert all(int(n) < 5000 for n in seconds)
 
 
 def test_resume_changes_only_stages_that_have_not_begun(trained, tmp_path, capsys):
