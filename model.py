@@ -20,10 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resnet import LAYERS, ResNet
+
 # The same numbers as in loader.py.
 PAD, START, END, UNK = range(4)
 
-ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+ENCODERS = tuple(LAYERS)
 
 ALL_STAGES = 5  # the four residual stages of a ResNet, and the layers before them
 
@@ -136,14 +138,10 @@ class ImageCaptioningModel(nn.Module):
         }
         if encoder not in ENCODERS:
             raise ValueError(f"unknown encoder {encoder!r}: choose one of {', '.join(ENCODERS)}")
-        # torchvision takes two seconds to import: only those who build a model wait for it.
-        from torchvision import models
-
-        self.encoder = getattr(models, encoder)(weights=None).to(memory_format=torch.channels_last)
-        self.feature_size = self.encoder.fc.in_features
         # The linear layer that replaces the ResNet's own `fc` stands beside it, not in it, so
         # that the pooled vectors in front of it can be computed once and kept.
-        self.encoder.fc = nn.Identity()
+        self.encoder = ResNet(encoder)
+        self.feature_size = self.encoder.feature_size
         # Raw pooled vectors are all positive and nearly alike: standardised they tell images
         # apart (+3 CIDEr on Flickr8k).
         self.image_embedding = nn.Sequential(
@@ -315,40 +313,81 @@ def caption(
     return found
 
 
+class Beams(NamedTuple):
+    """The sentences kept for each image."""
+
+    tokens: Tensor  # (N, K, T) words so far, and <end>, padded
+    log_prob: Tensor  # (N, K) nats
+    length: Tensor  # (N, K) words and <end>
+    ended: Tensor  # (N, K) whether <end> was said
+
+    def of(self, images: Tensor) -> Beams:
+        """Those of these images, in this order."""
+        return Beams(*(part[images] for part in self))
+
+
 def _beam_search(
     models: Sequence[ImageCaptioningModel], states: list[State], search: Search
 ) -> list[list[Hypothesis]]:
     beam_size, max_words = search.beam_size, search.max_words
     n_images, device = len(states[0].image), states[0].image.device
-    rows = torch.arange(n_images, device=device).repeat_interleave(beam_size)
-    states = [state.of(rows) for state in states]  # N*K rows: every image's, once for each beam
-    tokens = torch.full((n_images, beam_size, max_words), PAD, device=device)
+    images = torch.arange(n_images, device=device)  # those that are still being described
+    first = images.repeat_interleave(beam_size)
+    states = [state.of(first) for state in states]  # N*K rows: every image's, once for each beam
     last = torch.full((n_images, beam_size), START, device=device)
-    log_prob = torch.full((n_images, beam_size), -torch.inf, device=device)
-    log_prob[:, 0] = 0.0  # one beam to begin with: K equal ones would stay equal
-    length = torch.zeros_like(last)  # words and <end>
-    ended = torch.zeros_like(last, dtype=torch.bool)
+    beams = Beams(
+        torch.full((n_images, beam_size, max_words), PAD, device=device),
+        torch.full((n_images, beam_size), -torch.inf, device=device),
+        torch.zeros_like(last),
+        torch.zeros_like(last, dtype=torch.bool),
+    )
+    beams.log_prob[:, 0] = 0.0  # one beam to begin with: K equal ones would stay equal
+    done: list[tuple[Tensor, Beams]] = []
 
     for position in range(max_words):
         next_log_prob, states = _next_log_prob(models, last.view(-1), states)
-        next_log_prob = next_log_prob.view(n_images, beam_size, -1)  # (N, K, V)
-        _forbid(next_log_prob, tokens[:, :, :position], ended, search)
-        n_words = next_log_prob.shape[-1]
-        candidates = log_prob.unsqueeze(-1) + next_log_prob
-        length = length + (~ended).long()
-        scores = candidates / length.unsqueeze(-1) ** search.length_penalty
-
-        best = scores.view(n_images, -1).topk(beam_size).indices  # (N, K), into K*V
-        beam, last = best // n_words, best % n_words
-        log_prob = candidates.view(n_images, -1).gather(1, best)
-        length, ended = length.gather(1, beam), ended.gather(1, beam) | (last == END)
-        tokens = tokens.gather(1, beam.unsqueeze(-1).expand_as(tokens))
-        tokens[:, :, position] = last
-        if bool(ended.all()):
+        next_log_prob = next_log_prob.view(len(images), beam_size, -1)  # (N, K, V)
+        _forbid(next_log_prob, beams.tokens[:, :, :position], beams.ended, search)
+        beams, last, beam = _extend(beams, next_log_prob, position, search.length_penalty)
+        is_done = beams.ended.all(dim=1) | (position == max_words - 1)
+        gone, left = is_done.nonzero().squeeze(1), (~is_done).nonzero().squeeze(1)
+        done.append((images[gone], beams.of(gone)))
+        if not len(left):
             break
-        chosen = rows * beam_size + beam.view(-1)
+        chosen = torch.arange(0, len(images) * beam_size, beam_size, device=device)
+        chosen = (chosen.unsqueeze(1) + beam)[left].view(-1)
         states = [state.of(chosen) for state in states]
-    return _hypotheses(tokens, log_prob, log_prob / length**search.length_penalty)
+        images, beams, last = images[left], beams.of(left), last[left]
+
+    order = torch.cat([images for images, _ in done]).argsort()
+    beams = Beams(*map(torch.cat, zip(*(beams for _, beams in done), strict=True))).of(order)
+    score = beams.log_prob / beams.length**search.length_penalty
+    return _hypotheses(beams.tokens, beams.log_prob, score)
+
+
+def _extend(
+    beams: Beams, next_log_prob: Tensor, position: int, length_penalty: float
+) -> tuple[Beams, Tensor, Tensor]:
+    """Each image's best sentences that are a word longer, or have ended.
+
+    Returns:
+        The new beams, (N, K) their last words, and (N, K) which beams they come from.
+    """
+    n_words = next_log_prob.shape[-1]
+    candidates = beams.log_prob.unsqueeze(-1) + next_log_prob  # (N, K, V)
+    length = beams.length + (~beams.ended).long()
+    scores = candidates / length.unsqueeze(-1) ** length_penalty
+    best = scores.flatten(1).topk(scores.shape[1]).indices  # (N, K), into K*V
+    beam, last = best // n_words, best % n_words
+    tokens = beams.tokens.gather(1, beam.unsqueeze(-1).expand_as(beams.tokens))
+    tokens[:, :, position] = last
+    extended = Beams(
+        tokens,
+        candidates.flatten(1).gather(1, best),
+        length.gather(1, beam),
+        beams.ended.gather(1, beam) | (last == END),
+    )
+    return extended, last, beam
 
 
 def _sampling(
