@@ -7,13 +7,14 @@ and safe to delete at any time.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,8 +30,8 @@ from model import ImageCaptioningModel, has_half_precision
 log = logging.getLogger(__name__)
 
 # Part of every key: raised whenever ``loader.transform`` or ``model.encode`` changes its numbers.
-VERSION = 2
-INDEX_EVERY = 10.0  # seconds; what an interruption can cost
+VERSION = 3
+LIST_EVERY = 10.0  # seconds; what an interruption can cost
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def prepare(
     unreadable: dict[Path, str] = {}
     if missing:
         model.eval()
-        with shards.writer() as append:
+        with closing(_NewShard(shards)) as shard:
             pictures = iter(progress(read_pictures(missing, image_size), total=len(missing)))
             while batch := dict(islice(pictures, batch_size)):
                 unreadable |= {
@@ -122,8 +123,7 @@ def prepare(
                 if not pixels:
                     with torch.inference_mode():
                         images = model.encode(images.to(device)).cpu()
-                append([missing[path] for path in readable], images.numpy())
-        shards = _Shards(cache / name, shape, np.dtype(dtype))
+                shard.append([missing[path] for path in readable], images.numpy())
     kept = [i for i, path in enumerate(paths) if path not in unreadable]
     rows = Rows([shards.places[identities[i]] for i in kept])
     return Prepared(rows, kept, unreadable)
@@ -153,60 +153,92 @@ class _Shards:
     A run that computes rows writes a shard of its own, ``X.bin`` with the rows and ``X.json`` with
     the pictures they belong to, so runs at the same time do not disturb each other. The list is
     written after the rows it names: rows beyond it are remains of an interruption.
+
+    Attributes:
+        places: picture → the rows it is among, and which of them.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self.folder, self.shape, self.dtype = folder, shape, dtype
         self.places: dict[str, tuple[np.ndarray, int]] = {}
         for index in sorted(folder.glob("*.json")):
-            self._open(index)
-
-    def _open(self, index: Path) -> None:
-        data = index.with_suffix(".bin")
-        row_bytes = int(np.prod(self.shape)) * self.dtype.itemsize
-        try:
-            identities = json.loads(index.read_text(encoding="utf-8"))
-            if not identities or data.stat().st_size < len(identities) * row_bytes:
-                return  # truncated: as if it were not there
-            shape = (len(identities), *self.shape)
-            rows = np.memmap(data, dtype=self.dtype, mode="r", shape=shape)
-        except (OSError, ValueError):
-            return
-        self.places |= {identity: (rows, row) for row, identity in enumerate(identities)}
-
-    @contextmanager
-    def writer(self) -> Iterator[Callable[[list[str], np.ndarray], None]]:
-        """A function that appends rows and whose they are to a new shard.
-
-        What was appended is kept, after an error or an interruption too.
-        """
-        stem = self.folder / f"{time.time_ns():x}-{os.getpid()}"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        identities: list[str] = []
-        indexed_at = time.monotonic()
-
-        def write_index() -> None:
-            file.flush()
-            os.fsync(file.fileno())
-            with whole_file(stem.with_suffix(".json")) as part:
-                part.write_text(json.dumps(identities), encoding="utf-8")
-
-        def append(new: list[str], rows: np.ndarray) -> None:
-            nonlocal indexed_at
-            file.write(np.ascontiguousarray(rows, self.dtype).tobytes())
-            identities.extend(new)
-            if time.monotonic() - indexed_at > INDEX_EVERY:
-                write_index()
-                indexed_at = time.monotonic()
-
-        with stem.with_suffix(".bin").open("wb") as file:
             try:
-                yield append
-            finally:
-                if identities:
-                    write_index()
-        if not identities:
-            stem.with_suffix(".bin").unlink()
+                pictures = json.loads(index.read_text(encoding="utf-8"))
+                self.add(pictures, self.map(index.with_suffix(".bin"), len(pictures)))
+            except (OSError, ValueError):
+                continue  # truncated, or gone since: as if it were not there
+
+    def add(self, pictures: Sequence[str], rows: np.ndarray) -> None:
+        """Know whose rows these are."""
+        self.places |= {picture: (rows, row) for row, picture in enumerate(pictures)}
+
+    def map(self, data: Path, n_rows: int) -> np.ndarray:
+        """The rows of a file, read when they are asked for; a ValueError if they are not there."""
+        return np.memmap(data, dtype=self.dtype, mode="r", shape=(n_rows, *self.shape))
+
+
+class _NewShard:
+    """A shard that is being written; what it is given is among ``shards.places`` at once.
+
+    If the disk has no room, rows stay in memory for this run, and what was written makes room
+    again: checkpoints need it.
+    """
+
+    def __init__(self, shards: _Shards) -> None:
+        self.shards = shards
+        shards.folder.mkdir(parents=True, exist_ok=True)
+        stem = shards.folder / f"{time.time_ns():x}-{os.getpid()}"
+        self.data, self.index = stem.with_suffix(".bin"), stem.with_suffix(".json")
+        self.file = self.data.open("wb", buffering=0)
+        self.pictures: list[str] = []  # whose rows are in the file
+        self.listed_at = time.monotonic()
+
+    def append(self, pictures: list[str], rows: np.ndarray) -> None:
+        """Take in these pictures' rows."""
+        rows = np.ascontiguousarray(rows, self.shards.dtype)
+        self.shards.add(pictures, rows)
+        if self.file.closed:
+            return
+        try:
+            if self.file.write(rows) < rows.nbytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.pictures += pictures
+            if time.monotonic() - self.listed_at > LIST_EVERY:
+                self._list()
+        except OSError as error:
+            self._give_up(error)
+
+    def close(self) -> None:
+        """Keep what there is; after an error or an interruption too."""
+        try:
+            if self.pictures:
+                self._list()
+        except OSError as error:
+            self._give_up(error)
+        self.file.close()
+        if not self.pictures:
+            self.data.unlink(missing_ok=True)
+
+    def _list(self) -> None:
+        """Write down whose rows are in the file: from now on they are read from there."""
+        os.fsync(self.file.fileno())
+        with whole_file(self.index) as part:
+            part.write_text(json.dumps(self.pictures), encoding="utf-8")
+        self.shards.add(self.pictures, self.shards.map(self.data, len(self.pictures)))
+        self.listed_at = time.monotonic()
+
+    def _give_up(self, error: OSError) -> None:
+        log.warning(
+            f"warning: the cache {self.shards.folder} cannot be written ({error.strerror}): going "
+            "on without it. The next run will have to look at these pictures again."
+        )
+        if self.pictures:
+            rows = self.shards.map(self.data, len(self.pictures))
+            self.shards.add(self.pictures, np.array(rows))
+        self.file.close()
+        self.pictures = []
+        self.index.unlink(missing_ok=True)
+        self.data.unlink()
 
 
 def _identity(path: Path) -> str:

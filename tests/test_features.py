@@ -1,4 +1,5 @@
 import os
+import resource
 
 import pytest
 import torch
@@ -134,7 +135,7 @@ def test_other_weights_and_sizes_have_rows_of_their_own(prepare, paths, frozen):
 
 @pytest.mark.parametrize("damage", ["rows cut", "rows gone", "list cut", "list gone", "more rows"])
 def test_damaged_shards_are_as_if_not_there(prepare, paths, frozen, tmp_path, damage):
-    first, _ = prepare(paths, frozen)
+    expected = stacked(prepare(paths, frozen)[0])
     (rows,) = tmp_path.glob("cache/*/*.bin")
     file = rows if "rows" in damage else rows.with_suffix(".json")
     if "gone" in damage:
@@ -145,7 +146,7 @@ def test_damaged_shards_are_as_if_not_there(prepare, paths, frozen, tmp_path, da
         file.write_bytes(file.read_bytes() + b"some more")
     again, n_read = prepare(paths, frozen)
     assert n_read == (0 if damage == "more rows" else 7)
-    torch.testing.assert_close(stacked(again), stacked(first))
+    torch.testing.assert_close(stacked(again), expected)
 
 
 def test_unreadable_pictures_are_left_out_and_reported(prepare, paths, frozen):
@@ -197,7 +198,7 @@ def test_an_interruption_keeps_what_was_computed(prepare, paths, frozen, monkeyp
 
 def test_a_kill_costs_at_most_the_last_seconds(prepare, paths, frozen, monkeypatch):
     """The list is written as rows come, so rows outlive a process that could not say goodbye."""
-    monkeypatch.setattr(features, "INDEX_EVERY", 0.0)
+    monkeypatch.setattr(features, "LIST_EVERY", 0.0)
     seen_by_another = []
     encode, n_calls = frozen.encode, 0
 
@@ -227,3 +228,22 @@ def test_an_encoder_that_trains_gets_pixels(prepare, paths, monkeypatch):
         model.encoder.conv1.weight.zero_()
     _, n_read = prepare(paths, model, pixels=True)
     assert n_read == 0
+
+
+@pytest.mark.parametrize("room", [0, 5000])
+def test_a_full_disk_costs_the_cache_and_nothing_else(
+    prepare, paths, frozen, tmp_path, monkeypatch, caplog, room
+):
+    """Two of four batches find room; what they took is given back, for checkpoints to be saved."""
+    monkeypatch.setattr(features, "LIST_EVERY", 0.0 if room else 10.0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))  # as if there were no more
+    try:
+        prepared, n_read = prepare(paths, frozen)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caplog.text.count("going on without it") == 1
+    assert n_read == 7
+    torch.testing.assert_close(stacked(prepared), vectors(paths, frozen))
+    assert [path for path in tmp_path.glob("cache/**/*") if path.is_file()] == []
+    assert prepare(paths, frozen)[1] == 7
