@@ -65,7 +65,8 @@ def optimizer(
         {"params": others, "weight_decay": 0.0},
         {"params": encoder, "weight_decay": weight_decay, "lr": encoder_learning_rate},
     ]
-    return AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=(0.9, 0.98))
+    groups = [group for group in groups if group["params"]]
+    return AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
 
 
 def warmup_then_cosine(n_steps: int, warmup: float) -> Callable[[int], float]:
