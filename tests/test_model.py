@@ -227,6 +227,17 @@ def test_images_do_not_disturb_each_other():
     assert as_tokens[0] == as_tokens[1] == as_tokens[2]
 
 
+def test_dropout_is_the_same_at_every_word_of_a_sentence_and_its_own_for_each():
+    dropout = module.SteadyDropout(0.25).train()
+    vectors = torch.ones(50, 7, 40)
+    dropped = dropout(vectors)
+    assert torch.equal(dropped, dropped[:, :1].expand_as(dropped))
+    assert dropped.unique().tolist() == [0.0, pytest.approx(4 / 3)]
+    assert float((dropped == 0).float().mean()) == pytest.approx(0.25, abs=0.05)
+    assert len(dropped[:, 0].unique(dim=0)) == 50
+    assert torch.equal(dropout.eval()(vectors), vectors)
+
+
 def test_captioning_switches_dropout_off():
     model = make(dropout=0.9).train()
     images = vectors(model)

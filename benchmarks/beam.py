@@ -1,0 +1,38 @@
+"""How much does it save to describe many images at once?
+
+python benchmarks/beam.py
+"""
+
+from __future__ import annotations
+
+import torch
+from bench import N_WORDS, Row, arguments, in_turn, tell
+
+from model import ImageCaptioningModel, Search, caption
+
+N_IMAGES = 256
+
+
+def main() -> None:
+    args = arguments(__doc__).parse_args()
+    torch.manual_seed(0)
+    model = ImageCaptioningModel(N_WORDS, encoder="resnet18").eval()
+    images = torch.rand(N_IMAGES, model.feature_size)
+    search = Search(beam_size=3, max_words=12)  # random weights say no <end>: all are as long
+    times = in_turn(
+        {
+            "at once": lambda: caption([model], [images], search, batch_size=N_IMAGES),
+            "one by one": lambda: caption([model], [images], search, batch_size=1),
+        },
+        args.rounds,
+    )
+    note = (
+        f"{N_IMAGES / times['at once']:,.0f} images/s against "
+        f"{N_IMAGES / times['one by one']:,.0f}, 12 words each"
+    )
+    ratio = times["one by one"] / times["at once"]
+    tell([Row("beam search on 256 vectors at once, against one by one", ratio, "x", 5, note=note)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""How fast does `predict.py` describe a folder, and how much memory does that take?
+
+    python benchmarks/folder.py --data flickr8k
+
+Whole processes, their start included. The time is compared with the ResNet's forward pass alone,
+the memory of 10,000 pictures with that of 100. Weights are random: captions mean nothing, but are
+about as long as real ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from bench import ROOT, Row, arguments, corpus, save_model, seconds, tell
+
+from model import half_precision
+
+N_PHOTOS, BATCH = 2000, 32
+FEW, MANY = 100, 10_000
+
+
+def predict(trained: Path, pictures: Path) -> tuple[float, float]:
+    """Seconds, and peak memory in MiB, of `predict.py` on a folder."""
+    command = [sys.executable, ROOT / "predict.py", "--checkpoint", trained, "--image", pictures]
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"predict.py failed on {pictures}.")
+    return time.perf_counter() - started, used.ru_maxrss / 1024
+
+
+def link(paths: list[Path], folder: Path, number: int) -> Path:
+    """A folder of so many pictures, which are links to these again and again."""
+    folder.mkdir()
+    for n, path in zip(range(number), itertools.cycle(paths), strict=False):
+        (folder / f"{n:05d}.jpg").symlink_to(path.resolve())
+    return folder
+
+
+def main() -> None:
+    args = arguments(__doc__).parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        found = corpus(args.data, folder / "drawn", n_images=N_PHOTOS, pictures=200)
+        paths = [example.path for example in found.splits["train"]]
+        photos = link(paths, folder / "photos", N_PHOTOS)
+        trained = folder / "large.pt"
+        model = save_model(trained, "resnet50", 224)
+        pixels = torch.rand(BATCH, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+
+        def forward(n_photos: int) -> None:
+            with torch.inference_mode(), half_precision(torch.device("cpu")):
+                for _ in range(n_photos // BATCH):
+                    model.encoder(pixels)
+
+        forward(2 * BATCH)  # a warm-up
+        # Half of the forward pass before, half after: the machine may become slower or faster.
+        alone = seconds(lambda: forward(N_PHOTOS // 2))
+        whole, _ = predict(trained, photos)
+        alone += seconds(lambda: forward(N_PHOTOS // 2))
+
+        small = folder / "small.pt"
+        save_model(small, "resnet18", 64)
+        _, few = predict(small, link(paths, folder / "few", FEW))
+        seconds_many, many = predict(small, link(paths, folder / "many", MANY))
+    tell(
+        [
+            Row("describing a folder of 2,000 photos, of the forward pass alone",
+                100 * alone / whole, "%", 80,
+                note=f"beam 3, {N_PHOTOS / whole:.1f} photos/s of {N_PHOTOS / alone:.1f}"),
+            Row("memory for 10,000 pictures, against 100", many / few, "x", 1.1, at_most=True,
+                note=f"{many:.0f} MiB and {few:.0f} MiB; a small model, "
+                f"{MANY / seconds_many:.0f} pictures/s"),
+        ]
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

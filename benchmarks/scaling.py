@@ -1,0 +1,62 @@
+"""Does an epoch's time grow faster than its words?
+
+    python benchmarks/scaling.py --captions flickr30k_images/results.csv
+
+Stage 1 on made-up vectors for 6,000 images and for 31,014, as many as Flickr30k has, with the same
+vocabulary. Batches are planned in full; one in twenty is trained on, and their time scaled.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from pathlib import Path
+
+from bench import Row, arguments, corpus, run_on, seconds, tell
+
+import train
+from loader import collate
+
+FEW, MANY = 6000, 31014
+EVERY = 20
+
+
+def epoch(run: train.Run) -> float:
+    """Seconds of a whole epoch."""
+    plan: list = []
+    planning = seconds(lambda: plan.extend(run.plan(0)))
+    some = plan[::EVERY]
+
+    def steps() -> None:
+        run.model.train()
+        for pairs in some:
+            run.train_step(collate(run.train_set, pairs), run.place.sums)
+
+    return planning + seconds(steps) * len(plan) / len(some)
+
+
+def n_words(run: train.Run) -> int:
+    return sum(len(ids) - 1 for image in run.train_set.captions for ids in image)
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--captions", type=Path, help="a captions file; else made up")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        many = run_on(corpus(args.captions, folder, n_images=MANY), folder)
+        few_images = corpus(args.captions, folder, n_images=FEW)
+        few = run_on(few_images, folder, vocabulary=many.vocabulary)
+        epoch(few)  # a warm-up
+        times = [(epoch(few), epoch(many)) for _ in range(args.rounds)]
+    short, long = (statistics.median(column) for column in zip(*times, strict=True))
+    words = n_words(many) / n_words(few)
+    note = f"{words:.2f} times the words in {long / short:.2f} times the time, {long:.0f} s"
+    row = Row("an epoch's growth from 6,000 images to 31,014, against its words'",
+              long / short / words, "x", 1.0, at_most=True, note=note)  # fmt: skip
+    tell([row])
+
+
+if __name__ == "__main__":
+    main()

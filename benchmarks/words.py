@@ -1,0 +1,79 @@
+"""How near is stage 1 to the bare matrix products that it consists of?
+
+    python benchmarks/words.py --data flickr8k
+
+The bare loop multiplies matrices of the same shapes, forward and backward, in the same precision,
+and does nothing else: no activation, loss, dropout, optimizer, nor words.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from bench import Row, arguments, corpus, in_turn, run_on, tell
+
+from loader import Batch, collate
+from model import has_half_precision
+
+STEPS = 30
+
+
+class Product:
+    """A linear layer's three products: (M, K) x (K, N) forward, and for both gradients."""
+
+    def __init__(self, n_in: int, n_out: int, dtype: torch.dtype) -> None:
+        self.weight = torch.randn(n_out, n_in, dtype=dtype)
+        self.x = torch.randn(20000, n_in, dtype=dtype)
+        self.y = torch.randn(20000, n_out, dtype=dtype)
+
+    def __call__(self, n_rows: int, times: int = 1) -> None:
+        x, y = self.x[:n_rows], self.y[:n_rows]
+        for _ in range(times):
+            x @ self.weight.T
+            y @ self.weight
+            y.T @ x
+
+
+def main() -> None:
+    args = arguments(__doc__).parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        found = corpus(args.data, folder, n_images=6000)
+        run = run_on(found, folder)
+        dtype = torch.bfloat16 if has_half_precision(run.device) else torch.float32
+        size, gates = run.settings.hidden_size, 4 * run.settings.hidden_size
+        image = Product(run.model.feature_size, size, dtype)
+        image_output = Product(size, size, dtype)
+        inputs, recurrence = Product(size, gates, dtype), Product(size, gates, dtype)
+        words = Product(size, len(run.vocabulary), dtype)
+
+        def bare(batch: Batch) -> None:
+            n_captions, length = batch.tokens.shape
+            n_images = len(batch.images)
+            image(n_images)
+            image_output(n_captions)
+            inputs(n_images)  # the image is the first word; before it there is no state
+            inputs(n_captions * (length - 1))
+            recurrence(n_captions, times=length - 1)
+            words(batch.n_words)
+
+        plan = run.plan(0)
+        batches = [collate(run.train_set, pairs) for pairs in plan[:STEPS]]
+        n_words = sum(batch.n_words for batch in batches)
+        run.model.train()
+
+        def ours() -> None:
+            for pairs in plan[:STEPS]:
+                run.train_step(collate(run.train_set, pairs), run.place.sums)
+
+        jobs = {"ours": ours, "bare": lambda: [bare(batch) for batch in batches]}
+        times = in_turn(jobs, args.rounds)
+    note = f"{n_words / times['ours']:,.0f} words/s of {n_words / times['bare']:,.0f}, {dtype}"
+    share = 100 * times["bare"] / times["ours"]
+    tell([Row("words a second in stage 1, of the bare products'", share, "%", 70, note=note)])
+
+
+if __name__ == "__main__":
+    main()
