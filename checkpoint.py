@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from loader import DataError, Vocabulary, whole_file
 from model import ENCODERS, ImageCaptioningModel, Search
@@ -112,8 +113,7 @@ def load(path: Path, device: torch.device) -> Checkpoint:
                 f"{', '.join(ENCODERS)}): update the project."
             )
         vocabulary = Vocabulary(**content["vocabulary"])
-        # Built without memory of its own: the file's tensors become the model's.
-        with torch.device("meta"):
+        with _Unfilled():  # the file's tensors become the model's
             model = ImageCaptioningModel(**content["model"])
         model.load_state_dict({**content["encoder"], **content["decoder"]}, assign=True)
         checkpoint = Checkpoint(
@@ -135,6 +135,17 @@ def load(path: Path, device: torch.device) -> Checkpoint:
             f"its vocabulary {n_words}."
         )
     return checkpoint
+
+
+class _Unfilled(TorchFunctionMode):
+    """Modules made in this block get no random weights, which take long to draw."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """What is called in the block comes through here."""
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return kwargs.get("tensor", *args[:1])
+        return func(*args, **kwargs)
 
 
 def load_ensemble(paths: Sequence[Path], device: torch.device) -> list[Checkpoint]:

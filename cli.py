@@ -131,10 +131,14 @@ def run(
     except BrokenPipeError:  # the reader of our output has gone, as in `… | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except (UsageError, OSError, *errors) as error:
+    except Exception as error:
+        is_full = _is_out_of_memory(error)
+        if not isinstance(error, (UsageError, OSError, *errors)) and not is_full:
+            raise
         if settings.debug:
             traceback.print_exc()
-        print(f"error: {_message(error)}", file=sys.stderr)
+        message = _out_of_memory(settings) if is_full else _message(error)
+        print(f"error: {message}", file=sys.stderr)
         return FAILED
     finally:
         signal.signal(signal.SIGTERM, handler)
@@ -250,6 +254,18 @@ class _Extend(argparse.Action):
 def flag(name: str) -> str:
     """The flag of a setting: ``batch_size`` → ``--batch-size``."""
     return "--" + name.replace("_", "-")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch has a class of its own for a GPU that is full, only words for a main memory."""
+    kinds = ("MemoryError", "OutOfMemoryError")
+    return type(error).__name__ in kinds or "can't allocate memory" in str(error)
+
+
+def _out_of_memory(settings: Any) -> str:
+    batch_size = getattr(settings, "batch_size", None)
+    remedy = f"give a --batch-size below {batch_size:,}" if batch_size else "close other programs"
+    return f"there is not enough memory: {remedy}."
 
 
 def _message(error: Exception) -> str:

@@ -8,7 +8,6 @@ BatchNorm whose statistics stand still can be a part of the convolution before i
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,7 +26,7 @@ class ResNet(nn.Module):
     """The network up to its pooled vectors, without the layer that names ImageNet's classes."""
 
     def __init__(self, name: str) -> None:
-        """Random weights (He et al. 2015, arXiv:1502.01852), in channels_last, for images too.
+        """Random weights, after He et al. 2015, arXiv:1502.01852.
 
         Args:
             name: one of ``LAYERS``.
@@ -103,4 +102,4 @@ def convolve(maps: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
 def _convolution(n_in: int, n_out: int, *, kernel: int, stride: int) -> nn.Conv2d:
     conv = nn.Conv2d(n_in, n_out, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return conv.to(memory_format=torch.channels_last)
+    return conv

@@ -2,12 +2,15 @@
 
     python benchmarks/recipe.py --data flickr8k --encoder-weights IMAGENET1K_V1
 
-A run that is in --results already is not done again, so an interrupted benchmark goes on. Prints
-the mean over the seeds and the difference from the recipe as it stands, as a Markdown table.
+Choices that are part of the recipe get three seeds, others that were tried one. A run that is in
+--results already is not done again, so an interrupted benchmark goes on; best.pt of the recipe
+itself is kept there, for other ways to write captions and for ensembles. Prints the mean over the
+seeds and the difference from the recipe as it stands, as a Markdown table.
 """
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -20,8 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 import checkpoint
+import features
+import metrics
 import train
-from model import ImageCaptioningModel, State
+from loader import load_corpus
+from model import ImageCaptioningModel, State, caption
 
 SHOWN = ("CIDEr", "BLEU-4", "BLEU-1")
 
@@ -56,8 +62,9 @@ def raw_vectors(model: ImageCaptioningModel) -> None:
 
 
 Patch = Callable[[ImageCaptioningModel], None]
-CHOICES: dict[str, tuple[list[str], Patch | None]] = {
-    "the recipe": ([], None),
+RECIPE = "the recipe"
+KEPT: dict[str, tuple[list[str], Patch | None]] = {
+    RECIPE: ([], None),
     "image not added to the words": ([], image_not_at_words),
     "image not added to the output": ([], image_not_at_output),
     "image only as the first word": ([], image_only_first),
@@ -65,20 +72,26 @@ CHOICES: dict[str, tuple[list[str], Patch | None]] = {
     "no label smoothing": (["--label-smoothing", "0"], None),
     "no averaged weights": (["--averaging", "0"], None),
     "no image dropout": (["--image-dropout", "0"], None),
+}
+TRIED: dict[str, tuple[list[str], Patch | None]] = {
     "dropout 0.3": (["--dropout", "0.3"], None),
     "no weight decay": (["--weight-decay", "0"], None),
     "weight decay 0.1": (["--weight-decay", "0.1"], None),
+    "batches of 200": (["--batch-size", "200"], None),
     "hidden size 1024": (["--hidden-size", "1024"], None),
     "two layers": (["--num-layers", "2"], None),
-    "batches of 200": (["--batch-size", "200"], None),
     "16 epochs": (["--epochs", "16"], None),
-    "greedy search": (["--beam-size", "1"], None),
-    "no length penalty": (["--length-penalty", "0"], None),
-    "repeated phrases allowed": (["--no-repeat", "0"], None),
+}
+WRITTEN = {  # the recipe's models, asked in another way
+    "greedy search": {"beam_size": 1},
+    "beam of 5": {"beam_size": 5},
+    "no length penalty": {"length_penalty": 0.0},
+    "length penalty 1": {"length_penalty": 1.0},
+    "repeated phrases allowed": {"no_repeat": 0},
 }
 
 
-def run(flags: list[str], patch: Patch | None) -> dict[str, float]:
+def run(flags: list[str], patch: Patch | None, keep: Path | None) -> dict[str, float]:
     """Train and give the best epoch's validation scores, and the seconds it took."""
     build = train._model
 
@@ -97,8 +110,27 @@ def run(flags: list[str], patch: Patch | None) -> dict[str, float]:
                 sys.exit("a run failed: see above.")
         finally:
             train._model = build
-        best = checkpoint.load(Path(folder, "checkpoints/best.pt"), torch.device("cpu"))
-    return {**best.scores, "seconds": time.monotonic() - started}
+        best = Path(folder, "checkpoints/best.pt")
+        scores = checkpoint.load(best, torch.device("cpu")).scores
+        if keep:
+            shutil.copy(best, keep)
+    return {**scores, "seconds": time.monotonic() - started}
+
+
+def written(path: Path, search: dict, data: str) -> dict[str, float]:
+    """Validation scores of a trained model that is asked in another way."""
+    device = torch.device("cpu")
+    trained = checkpoint.load(path, device)
+    examples, rows = features.prepare_examples(
+        load_corpus(Path(data)).splits["val"],
+        trained.model,
+        image_size=trained.image_size,
+        cache=Path("cache"),
+        device=device,
+    )
+    found = caption([trained.model], [rows], trained.search(search))
+    captions = [trained.vocabulary.text(hypotheses[0].tokens) for hypotheses in found]
+    return metrics.score(captions, [example.captions for example in examples])
 
 
 def table(results: list[dict]) -> str:
@@ -111,10 +143,10 @@ def table(results: list[dict]) -> str:
     for name in dict.fromkeys(result["choice"] for result in results):
         runs = [result for result in results if result["choice"] == name]
         means[name] = {s: statistics.mean(r[s] for r in runs) for s in SHOWN}
-        base = means.get("the recipe", means[name])["CIDEr"]
+        base = means.get(RECIPE, means[name])["CIDEr"]
         spread = f" ± {statistics.stdev(r['CIDEr'] for r in runs):.1f}" if len(runs) > 1 else ""
         shown = " | ".join(f"{means[name][s]:.1f}{spread if s == 'CIDEr' else ''}" for s in SHOWN)
-        difference = "" if name == "the recipe" else f"{means[name]['CIDEr'] - base:+.1f}"
+        difference = "" if name == RECIPE else f"{means[name]['CIDEr'] - base:+.1f}"
         lines.append(f"| {name} | {len(runs)} | {shown} | {difference} |")
     return "\n".join(lines)
 
@@ -124,24 +156,35 @@ def main() -> None:
     parser.add_argument("--data", default="flickr30k_images")
     parser.add_argument("--encoder-weights", default="IMAGENET1K_V1")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--choices", nargs="+", choices=CHOICES, default=list(CHOICES))
-    parser.add_argument("--results", type=Path, default=Path("runs/recipe.jsonl"))
+    parser.add_argument("--choices", nargs="+", choices=[*KEPT, *TRIED], default=[*KEPT, *TRIED])
+    parser.add_argument("--results", type=Path, default=Path("runs/recipe"))
     args = parser.parse_args()
 
-    args.results.parent.mkdir(parents=True, exist_ok=True)
-    done = args.results.read_text().splitlines() if args.results.exists() else []
-    results = [json.loads(line) for line in done]
+    args.results.mkdir(parents=True, exist_ok=True)
+    file = args.results / "results.jsonl"
+    results = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def is_done(choice: str, seed: int) -> bool:
+        return any((r["choice"], r["seed"]) == (choice, seed) for r in results)
+
+    def note(choice: str, seed: int, scores: dict[str, float]) -> None:
+        results.append({"choice": choice, "seed": seed, **scores})
+        with file.open("a") as lines:
+            lines.write(json.dumps(results[-1]) + "\n")
+        print(f"seed {seed}  {choice}  CIDEr {scores['CIDEr']:.1f}", file=sys.stderr)
+
     common = ["--data", args.data, "--encoder-weights", args.encoder_weights]
     for seed in args.seeds:
         for choice in args.choices:
-            if any((r["choice"], r["seed"]) == (choice, seed) for r in results):
+            if is_done(choice, seed) or (choice in TRIED and seed != args.seeds[0]):
                 continue
-            flags, patch = CHOICES[choice]
-            scores = run([*common, "--seed", str(seed), *flags], patch)
-            results.append({"choice": choice, "seed": seed, **scores})
-            with args.results.open("a") as file:
-                file.write(json.dumps(results[-1]) + "\n")
-            print(f"seed {seed}  {choice}  CIDEr {scores['CIDEr']:.1f}", file=sys.stderr)
+            flags, patch = {**KEPT, **TRIED}[choice]
+            keep = args.results / f"seed{seed}.pt" if choice == RECIPE else None
+            note(choice, seed, run([*common, "--seed", str(seed), *flags], patch, keep))
+        model = args.results / f"seed{seed}.pt"
+        for choice, search in WRITTEN.items():
+            if model.exists() and not is_done(choice, seed):
+                note(choice, seed, written(model, search, args.data))
     print(table(results))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 import cli
 from cli import option
@@ -189,6 +190,7 @@ def sending(number):
         (lambda: Path("nowhere/a.txt").read_text(), 2, "error: nowhere/a.txt: No such file"),
         (lambda: Path().read_text(), 2, "error: .: Is a directory."),
         (raising(OSError("disk is odd")), 2, "error: disk is odd\n"),
+        (lambda: torch.empty(10**15), 2, "error: there is not enough memory: give a --batch-size"),
         (raising(KeyboardInterrupt()), 130, ""),
         (sending(signal.SIGINT), 130, ""),
     ],
