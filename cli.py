@@ -257,7 +257,7 @@ def flag(name: str) -> str:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """torch has a class of its own for a GPU that is full, only words for a main memory."""
+    """A full GPU has an error of its own in torch, a full main memory only words."""
     kinds = ("MemoryError", "OutOfMemoryError")
     return type(error).__name__ in kinds or "can't allocate memory" in str(error)
 
