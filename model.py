@@ -467,8 +467,11 @@ def _next_log_prob(
         model.step(last.to(state.image.device).unsqueeze(1), state)
         for model, state in zip(models, states, strict=True)
     ]
-    log_probs = torch.stack([F.log_softmax(logits[:, 0].float(), dim=-1) for logits, _ in steps])
-    return log_probs.logsumexp(dim=0) - math.log(len(models)), [state for _, state in steps]
+    log_probs = [F.log_softmax(logits[:, 0].float(), dim=-1) for logits, _ in steps]
+    states = [state for _, state in steps]
+    if len(models) == 1:
+        return log_probs[0], states
+    return torch.stack(log_probs).logsumexp(dim=0) - math.log(len(models)), states
 
 
 def half_precision(device: torch.device) -> torch.autocast:

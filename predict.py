@@ -25,7 +25,7 @@ class Settings(cli.SearchSettings):
     sentence: bool = option(False, "write captions with a capital and a full stop")
     output: Path | None = option(None, "write to this .csv or .jsonl file, not to the terminal")
     overwrite: bool = option(False, "replace the output file if it exists")
-    batch_size: int = option(32, "pictures described at a time", at_least=1)
+    batch_size: int = option(64, "pictures described at a time", at_least=1)
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
     quiet: bool = option(False, "no progress and notes, only results and errors")
     debug: bool = option(False, "show where an error comes from")

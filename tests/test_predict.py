@@ -106,6 +106,25 @@ def test_a_bad_picture_among_good_ones_is_named_and_the_rest_done(trained, folde
     assert len(err.splitlines()) == 1
 
 
+def test_pictures_may_come_and_go_while_their_folder_is_described(
+    trained, folder, capsys, monkeypatch
+):
+    for number in range(100):
+        (folder / f"d{number:03d}.png").symlink_to(folder / "a.png")
+    print_row = predict._print_row
+
+    def change_the_folder(*args):
+        (folder / "d099.png").unlink(missing_ok=True)
+        (folder / "new.png").write_bytes((folder / "a.png").read_bytes())
+        print_row(*args)
+
+    monkeypatch.setattr(predict, "_print_row", change_the_folder)
+    assert run(trained, "--image", folder, "--batch-size", "2") == 1
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 102  # what was there at the beginning, but for one
+    assert err == f"error: {folder / 'd099.png'}: no such file.\n"
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
