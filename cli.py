@@ -56,7 +56,7 @@ class SearchSettings:
     )
     max_words: int | None = option(None, "longest caption; left out, as in training", at_least=1)
     length_penalty: float | None = option(
-        None, "0 favours short captions, 1 long ones; left out, as in training", at_least=0
+        None, "0 favours short captions, above 1 long ones; left out, as in training", at_least=0
     )
     no_repeat: int | None = option(
         None, "words in a row that no caption says twice; left out, as in training", at_least=0

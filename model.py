@@ -68,7 +68,7 @@ class Search:
 
     beam_size: int = 3
     max_words: int = 20
-    length_penalty: float = 0.7
+    length_penalty: float = 1.0
     no_repeat: int = 0
     not_last: tuple[int, ...] = ()
     temperature: float = 0.0

@@ -71,7 +71,7 @@ class Settings:
     # Writing captions, in validation and with the trained model
     beam_size: int = option(3, "sentences kept while searching", at_least=1)
     max_words: int = option(20, "longest caption", at_least=1)
-    length_penalty: float = option(0.7, "0 favours short captions, 1 long ones", at_least=0)
+    length_penalty: float = option(1.0, "0 favours short captions, above 1 long ones", at_least=0)
     no_repeat: int = option(3, "words in a row that no caption says twice; 0: any", at_least=0)
 
     # The run

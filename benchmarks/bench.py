@@ -176,7 +176,7 @@ def save_model(path: Path, encoder: str, image_size: int) -> ImageCaptioningMode
     vocabulary = Vocabulary(words, [0] * N_WORDS, language="en")
     settings = {
         **{"image_size": image_size, "beam_size": 3, "max_words": 12},
-        **{"length_penalty": 0.7, "no_repeat": 3},
+        **{"length_penalty": 1.0, "no_repeat": 3},
     }
     checkpoint.save(path, Checkpoint(model, vocabulary, settings, 0, {}, ""))
     return model

@@ -86,7 +86,8 @@ WRITTEN = {  # the recipe's models, asked in another way
     "greedy search": {"beam_size": 1},
     "beam of 5": {"beam_size": 5},
     "no length penalty": {"length_penalty": 0.0},
-    "length penalty 1": {"length_penalty": 1.0},
+    "length penalty 0.7": {"length_penalty": 0.7},
+    "length penalty 1.3": {"length_penalty": 1.3},
     "repeated phrases allowed": {"no_repeat": 0},
 }
 
