@@ -8,6 +8,7 @@ compares the best CIDEr of three seeds each.
 """
 
 import argparse
+import contextlib
 import json
 import random
 import statistics
@@ -44,7 +45,9 @@ def draw(folder: Path) -> None:
 def best_cider(flags: list[str], folder: Path) -> float:
     places = ["--checkpoints", f"{folder}/checkpoints", "--runs", f"{folder}/runs"]
     style = ["--freq-threshold", "1", "--batch-size", "20", "--epochs", "15", "--patience", "15"]
-    if train.main([*flags, *places, *style, "--data", f"{folder}/data", "--quiet"]) != 0:
+    with contextlib.redirect_stdout(None):
+        status = train.main([*flags, *places, *style, "--data", f"{folder}/data", "--quiet"])
+    if status != 0:
         sys.exit("a run failed: see above.")
     return checkpoint.load(folder / "checkpoints/best.pt", torch.device("cpu")).scores["CIDEr"]
 

@@ -9,6 +9,7 @@ seeds and the difference from the recipe as it stands, as a Markdown table.
 """
 
 import argparse
+import contextlib
 import json
 import shutil
 import statistics
@@ -107,10 +108,12 @@ def run(flags: list[str], patch: Patch | None, keep: Path | None) -> dict[str, f
         started = time.monotonic()
         places = ["--checkpoints", f"{folder}/checkpoints", "--runs", f"{folder}/runs"]
         try:
-            if train.main([*flags, *places, "--quiet"]) != 0:
-                sys.exit("a run failed: see above.")
+            with contextlib.redirect_stdout(None):
+                status = train.main([*flags, *places, "--quiet"])
         finally:
             train._model = build
+        if status != 0:
+            sys.exit("a run failed: see above.")
         best = Path(folder, "checkpoints/best.pt")
         scores = checkpoint.load(best, torch.device("cpu")).scores
         if keep:
