@@ -9,6 +9,7 @@ compares the best CIDEr of three seeds each.
 
 import argparse
 import contextlib
+import io
 import json
 import random
 import statistics
@@ -45,7 +46,7 @@ def draw(folder: Path) -> None:
 def best_cider(flags: list[str], folder: Path) -> float:
     places = ["--checkpoints", f"{folder}/checkpoints", "--runs", f"{folder}/runs"]
     style = ["--freq-threshold", "1", "--batch-size", "20", "--epochs", "15", "--patience", "15"]
-    with contextlib.redirect_stdout(None):
+    with contextlib.redirect_stdout(io.StringIO()):
         status = train.main([*flags, *places, *style, "--data", f"{folder}/data", "--quiet"])
     if status != 0:
         sys.exit("a run failed: see above.")

@@ -10,6 +10,7 @@ seeds and the difference from the recipe as it stands, as a Markdown table.
 
 import argparse
 import contextlib
+import io
 import json
 import shutil
 import statistics
@@ -108,7 +109,7 @@ def run(flags: list[str], patch: Patch | None, keep: Path | None) -> dict[str, f
         started = time.monotonic()
         places = ["--checkpoints", f"{folder}/checkpoints", "--runs", f"{folder}/runs"]
         try:
-            with contextlib.redirect_stdout(None):
+            with contextlib.redirect_stdout(io.StringIO()):
                 status = train.main([*flags, *places, "--quiet"])
         finally:
             train._model = build
