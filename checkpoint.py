@@ -138,7 +138,11 @@ def load(path: Path, device: torch.device) -> Checkpoint:
 
 
 class _Unfilled(TorchFunctionMode):
-    """Modules made in this block get no random weights, which take long to draw."""
+    """Modules made in this block get no random weights, which take long to draw.
+
+    The meta device would do the same, but some of what draws imports half of torch to work there:
+    a second of `predict.py`'s start.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """What is called in the block comes through here."""

@@ -188,6 +188,8 @@ class ImageCaptioningModel(nn.Module):
         """
         self.trained_stages = stages
         self.encoder.requires_grad_(stages == ALL_STAGES)
+        if stages:  # their gradients are a tenth faster to come by in the images' own layout
+            self.encoder.to(memory_format=torch.channels_last)
         if 0 < stages < ALL_STAGES:
             for number in range(ALL_STAGES - stages, ALL_STAGES):
                 for module in getattr(self.encoder, f"layer{number}").modules():

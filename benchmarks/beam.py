@@ -14,7 +14,7 @@ N_IMAGES = 256
 
 
 def main() -> None:
-    args = arguments(__doc__).parse_args()
+    args = arguments(__doc__, "rounds").parse_args()
     torch.manual_seed(0)
     model = ImageCaptioningModel(N_WORDS, encoder="resnet18").eval()
     images = torch.rand(N_IMAGES, model.feature_size)

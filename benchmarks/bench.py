@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import random
 import statistics
@@ -11,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -77,11 +80,18 @@ def tell(rows: Sequence[Row]) -> None:
     print(f"{table(rows)}\n\n{json.dumps([asdict(row) for row in rows])}")
 
 
-def arguments(doc: str) -> argparse.ArgumentParser:
-    """A parser with what most benchmarks take."""
+FLAGS: dict[str, dict[str, Any]] = {
+    "data": {"type": Path, "help": "folder with captions and photos; else made up"},
+    "captions": {"type": Path, "help": "a captions file; else made up"},
+    "rounds": {"type": int, "default": 5, "help": "times that each way is timed"},
+}
+
+
+def arguments(doc: str, *names: str) -> argparse.ArgumentParser:
+    """A parser with these of ``FLAGS``."""
     parser = argparse.ArgumentParser(description=doc.split("\n")[0])
-    parser.add_argument("--data", type=Path, help="folder with captions and photos; else made up")
-    parser.add_argument("--rounds", type=int, default=5, help="times that each way is timed")
+    for name in names:
+        parser.add_argument(f"--{name}", **FLAGS[name])
     return parser
 
 
@@ -115,11 +125,16 @@ def corpus(data: Path | None, folder: Path, *, n_images: int, pictures: int = 0)
         captions = read_captions(data)
         named = list(captions.of_image.items())[:n_images]
         examples = [Example(image, folder / image, texts) for image, texts in named]
-        return Corpus(captions, {"train": examples, "val": examples[:20]}, 0, "nothing")
-    if data:
+    elif data:
         found = load_corpus(data)
-        examples = found.splits["train"][:n_images]
-        return Corpus(found.captions, {"train": examples, "val": examples[:20]}, 0, "nothing")
+        captions, examples = found.captions, found.splits["train"][:n_images]
+    else:
+        examples = _made_up(folder, n_images, pictures)
+        captions = Captions(folder / "made up", {e.name: e.captions for e in examples})
+    return Corpus(captions, {"train": examples, "val": examples[:20]}, 0, "nothing")
+
+
+def _made_up(folder: Path, n_images: int, pictures: int) -> list[Example]:
     rng = random.Random(0)
     words = [f"w{n}" for n in range(N_WORDS)]
     weights = [1 / (n + 1) for n in range(N_WORDS)]  # Zipf's law
@@ -128,12 +143,10 @@ def corpus(data: Path | None, folder: Path, *, n_images: int, pictures: int = 0)
         return " ".join(rng.choices(words, weights, k=max(4, round(rng.gauss(11.8, 4)))))
 
     paths = [draw(folder / f"{n:05d}.jpg", rng) for n in range(pictures)] or [folder / "none.jpg"]
-    examples = [
+    return [
         Example(f"{n:05d}.jpg", paths[n % len(paths)], [caption() for _ in range(5)])
         for n in range(n_images)
     ]
-    captions = Captions(folder / "made up", {e.name: e.captions for e in examples})
-    return Corpus(captions, {"train": examples, "val": examples[:20]}, 0, "nothing")
 
 
 def draw(path: Path, rng: random.Random) -> Path:
@@ -143,14 +156,30 @@ def draw(path: Path, rng: random.Random) -> Path:
     return path
 
 
+def train_in(folder: Path, flags: Sequence[str]) -> Path:
+    """Train as `train.py` would with these flags, without a word: where best.pt is."""
+    places = ["--checkpoints", f"{folder}/checkpoints", "--runs", f"{folder}/runs"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        status = train.main([*flags, *places, "--quiet"])
+    if status != 0:
+        sys.exit("a run failed: see above.")
+    return folder / "checkpoints/best.pt"
+
+
 def run_on(
-    found: Corpus, folder: Path, *, vocabulary: Vocabulary | None = None, **changed: object
+    found: Corpus,
+    folder: Path,
+    *,
+    stage: int = 0,
+    vocabulary: Vocabulary | None = None,
+    **changed: object,
 ) -> train.Run:
-    """A run of stage 1 with a random model, ready for its first step.
+    """A run with a random model, ready for the first step of a stage.
 
     Args:
         found: its captions are learned, with made-up image vectors.
         folder: for logs.
+        stage: 0 is the first.
         vocabulary: left out, counted in the captions.
         changed: settings.
     """
@@ -163,6 +192,7 @@ def run_on(
     examples = found.splits["train"]
     images = list(torch.rand(len(examples), model.feature_size))
     run.dataset = lambda *_, **__: Flickr30k(examples, vocabulary, images)
+    run.place.stage = stage
     run.prepare()
     run.log = RunLog(folder / "log")
     return run

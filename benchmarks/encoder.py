@@ -20,7 +20,7 @@ PHOTOS, BATCH = 160, 32
 
 
 def main() -> None:
-    args = arguments(__doc__).parse_args()
+    args = arguments(__doc__, "data", "rounds").parse_args()
     device = torch.device("cpu")
     torch.manual_seed(0)
     model = ImageCaptioningModel(10).eval()

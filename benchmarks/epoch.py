@@ -75,7 +75,7 @@ def tutorial_step(found: Corpus, dataset: Flickr30k):
 
 
 def main() -> None:
-    args = arguments(__doc__).parse_args()
+    args = arguments(__doc__, "data", "rounds").parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         found = corpus(args.data, folder / "photos", n_images=N_IMAGES, pictures=4 * PHOTOS)

@@ -48,7 +48,7 @@ def link(paths: list[Path], folder: Path, number: int) -> Path:
 
 
 def main() -> None:
-    args = arguments(__doc__).parse_args()
+    args = arguments(__doc__, "data").parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         found = corpus(args.data, folder / "drawn", n_images=N_PHOTOS, pictures=200)

@@ -8,23 +8,17 @@ compares the best CIDEr of three seeds each.
 """
 
 import argparse
-import contextlib
-import io
 import json
 import random
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import torch
+from bench import train_in
 
-import torch  # noqa: E402
-
-import checkpoint  # noqa: E402
-import demo  # noqa: E402
-import train  # noqa: E402
+import checkpoint
+import demo
 
 N_EACH = 100
 
@@ -44,13 +38,9 @@ def draw(folder: Path) -> None:
 
 
 def best_cider(flags: list[str], folder: Path) -> float:
-    places = ["--checkpoints", f"{folder}/checkpoints", "--runs", f"{folder}/runs"]
     style = ["--freq-threshold", "1", "--batch-size", "20", "--epochs", "15", "--patience", "15"]
-    with contextlib.redirect_stdout(io.StringIO()):
-        status = train.main([*flags, *places, *style, "--data", f"{folder}/data", "--quiet"])
-    if status != 0:
-        sys.exit("a run failed: see above.")
-    return checkpoint.load(folder / "checkpoints/best.pt", torch.device("cpu")).scores["CIDEr"]
+    best = train_in(folder, [*flags, *style, "--data", f"{folder}/data"])
+    return checkpoint.load(best, torch.device("cpu")).scores["CIDEr"]
 
 
 def main() -> None:

@@ -9,8 +9,6 @@ seeds and the difference from the recipe as it stands, as a Markdown table.
 """
 
 import argparse
-import contextlib
-import io
 import json
 import shutil
 import statistics
@@ -20,9 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import torch
+from bench import train_in
 
 import checkpoint
 import features
@@ -107,15 +104,10 @@ def run(flags: list[str], patch: Patch | None, keep: Path | None) -> dict[str, f
     with tempfile.TemporaryDirectory() as folder:
         train._model = patched
         started = time.monotonic()
-        places = ["--checkpoints", f"{folder}/checkpoints", "--runs", f"{folder}/runs"]
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                status = train.main([*flags, *places, "--quiet"])
+            best = train_in(Path(folder), flags)
         finally:
             train._model = build
-        if status != 0:
-            sys.exit("a run failed: see above.")
-        best = Path(folder, "checkpoints/best.pt")
         scores = checkpoint.load(best, torch.device("cpu")).scores
         if keep:
             shutil.copy(best, keep)

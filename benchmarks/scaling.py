@@ -40,9 +40,7 @@ def n_words(run: train.Run) -> int:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--captions", type=Path, help="a captions file; else made up")
-    args = parser.parse_args()
+    args = arguments(__doc__, "captions", "rounds").parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         many = run_on(corpus(args.captions, folder, n_images=MANY), folder)

@@ -30,7 +30,7 @@ with torch.inference_mode():
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, "rounds")
     parser.add_argument("--checkpoint", type=Path, help="a trained model; else a random one")
     parser.add_argument("--image", type=Path, help="a picture; else one is drawn")
     args = parser.parse_args()

@@ -9,11 +9,9 @@ strings, and compares the medians.
 
 import argparse
 import statistics
-import sys
-import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench import seconds
 
 from loader import Vocabulary, read_captions
 
@@ -23,12 +21,6 @@ TARGET = 1.5
 def ours(path: Path, language: str) -> Vocabulary:
     captions = read_captions(path).of_image.values()
     return Vocabulary.build((text for texts in captions for text in texts), language=language)
-
-
-def timed(job) -> float:
-    start = time.perf_counter()
-    job()
-    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -50,8 +42,8 @@ def main() -> None:
     peer, own = [], []
     for _ in range(args.runs):
         tokenizer = spacy.blank(args.language).tokenizer
-        peer.append(timed(lambda: [tokenizer(text) for text in texts]))  # noqa: B023
-        own.append(timed(lambda: ours(args.captions, args.language)))
+        peer.append(seconds(lambda: [tokenizer(text) for text in texts]))  # noqa: B023
+        own.append(seconds(lambda: ours(args.captions, args.language)))
     ratio = statistics.median(own) / statistics.median(peer)
     print(f"bare tokenizer      {statistics.median(peer):.2f} s")
     print(f"read, split, count  {statistics.median(own):.2f} s")

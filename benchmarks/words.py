@@ -37,7 +37,7 @@ class Product:
 
 
 def main() -> None:
-    args = arguments(__doc__).parse_args()
+    args = arguments(__doc__, "data", "rounds").parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         found = corpus(args.data, folder, n_images=6000)
