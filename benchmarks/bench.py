@@ -39,6 +39,7 @@ from model import ImageCaptioningModel  # noqa: E402
 
 Job = Callable[[], object]
 
+DEVICE = torch.device("cpu")
 N_WORDS = 7000  # of the made-up language; English captions of 30,000 photos have as many
 
 

@@ -9,19 +9,18 @@ import tempfile
 from pathlib import Path
 
 import torch
-from bench import Row, arguments, corpus, in_turn, tell
+from bench import DEVICE, Row, arguments, corpus, in_turn, tell
 from torchvision import models
 
 import features
 from loader import read_pictures
 from model import ImageCaptioningModel, half_precision, has_half_precision
 
-PHOTOS, BATCH = 160, 32
+PHOTOS, BATCH = 64, 32
 
 
 def main() -> None:
     args = arguments(__doc__, "data", "rounds").parse_args()
-    device = torch.device("cpu")
     torch.manual_seed(0)
     model = ImageCaptioningModel(10).eval()
     plain = models.resnet50()
@@ -39,11 +38,11 @@ def main() -> None:
             nonlocal n_done
             n_done += 1
             cache = folder / f"cache{n_done}"
-            features.prepare(paths, model, image_size=224, cache=cache, device=device)
+            features.prepare(paths, model, image_size=224, cache=cache, device=DEVICE)
 
         def forward() -> None:
             channels_last = pixels.contiguous(memory_format=torch.channels_last)
-            with half_precision(device):
+            with half_precision(DEVICE):
                 for _ in range(PHOTOS // BATCH):
                     model.encoder(channels_last)
 
@@ -53,7 +52,7 @@ def main() -> None:
             "plain": lambda: [plain(pixels) for _ in range(PHOTOS // BATCH)],
         }
         times = in_turn(jobs, args.rounds)
-    precision = "bfloat16" if has_half_precision(device) else "float32"
+    precision = "bfloat16" if has_half_precision(DEVICE) else "float32"
     rates = {name: f"{PHOTOS / value:.1f}" for name, value in times.items()}
     tell(
         [

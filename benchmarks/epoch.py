@@ -24,7 +24,7 @@ import features
 from loader import Corpus, Flickr30k, collate
 
 N_IMAGES, N_CAPTIONS, BATCH = 6000, 30000, 100
-STEPS, PHOTOS = 30, 96  # of ours, in a part
+STEPS, PHOTOS = 10, 64  # of ours, in a part
 
 
 class Tutorial(nn.Module):

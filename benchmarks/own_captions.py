@@ -14,8 +14,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-import torch
-from bench import train_in
+from bench import DEVICE, train_in
 
 import checkpoint
 import demo
@@ -40,7 +39,7 @@ def draw(folder: Path) -> None:
 def best_cider(flags: list[str], folder: Path) -> float:
     style = ["--freq-threshold", "1", "--batch-size", "20", "--epochs", "15", "--patience", "15"]
     best = train_in(folder, [*flags, *style, "--data", f"{folder}/data"])
-    return checkpoint.load(best, torch.device("cpu")).scores["CIDEr"]
+    return checkpoint.load(best, DEVICE).scores["CIDEr"]
 
 
 def main() -> None:

@@ -3,9 +3,10 @@
     python benchmarks/recipe.py --data flickr8k --encoder-weights IMAGENET1K_V1
 
 Choices that are part of the recipe get three seeds, others that were tried one. A run that is in
---results already is not done again, so an interrupted benchmark goes on; best.pt of the recipe
-itself is kept there, for other ways to write captions and for ensembles. Prints the mean over the
-seeds and the difference from the recipe as it stands, as a Markdown table.
+--results already is not done again, so an interrupted benchmark goes on. The recipe's own models
+are kept there and asked in other ways too: with their last weights, by other searches, and all as
+one. Prints the mean over the seeds and the difference from the recipe as it stands, as a Markdown
+table.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from bench import train_in
+from bench import DEVICE, train_in
 
 import checkpoint
 import features
@@ -69,7 +70,6 @@ KEPT: dict[str, tuple[list[str], Patch | None]] = {
     "image only as the first word": ([], image_only_first),
     "raw image vectors": ([], raw_vectors),
     "no label smoothing": (["--label-smoothing", "0"], None),
-    "no averaged weights": (["--averaging", "0"], None),
     "no image dropout": (["--image-dropout", "0"], None),
 }
 TRIED: dict[str, tuple[list[str], Patch | None]] = {
@@ -81,6 +81,7 @@ TRIED: dict[str, tuple[list[str], Patch | None]] = {
     "two layers": (["--num-layers", "2"], None),
     "16 epochs": (["--epochs", "16"], None),
 }
+LAST_WEIGHTS = "the last weights instead of their mean"
 WRITTEN = {  # the recipe's models, asked in another way
     "greedy search": {"beam_size": 1},
     "beam of 5": {"beam_size": 5},
@@ -92,7 +93,10 @@ WRITTEN = {  # the recipe's models, asked in another way
 
 
 def run(flags: list[str], patch: Patch | None, keep: Path | None) -> dict[str, float]:
-    """Train and give the best epoch's validation scores, and the seconds it took."""
+    """Train and give the best epoch's validation scores, and the seconds it took.
+
+    The best model goes to ``keep``, the one with the last weights beside it.
+    """
     build = train._model
 
     def patched(*args):
@@ -108,25 +112,30 @@ def run(flags: list[str], patch: Patch | None, keep: Path | None) -> dict[str, f
             best = train_in(Path(folder), flags)
         finally:
             train._model = build
-        scores = checkpoint.load(best, torch.device("cpu")).scores
+        scores = checkpoint.load(best, DEVICE).scores
         if keep:
             shutil.copy(best, keep)
+            shutil.copy(best.with_name("last.pt"), _last(keep))
     return {**scores, "seconds": time.monotonic() - started}
 
 
-def written(path: Path, search: dict, data: str) -> dict[str, float]:
-    """Validation scores of a trained model that is asked in another way."""
-    device = torch.device("cpu")
-    trained = checkpoint.load(path, device)
+def _last(model: Path) -> Path:
+    return model.with_stem(f"{model.stem}-last")
+
+
+def written(paths: list[Path], search: dict, data: str) -> dict[str, float]:
+    """Validation scores of trained models, one or several as one, asked in another way."""
+    models = checkpoint.load_ensemble(paths, DEVICE)
+    first = models[0]
     examples, rows = features.prepare_examples(
         load_corpus(Path(data)).splits["val"],
-        trained.model,
-        image_size=trained.image_size,
+        first.model,
+        image_size=first.image_size,
         cache=Path("cache"),
-        device=device,
+        device=DEVICE,
     )
-    found = caption([trained.model], [rows], trained.search(search))
-    captions = [trained.vocabulary.text(hypotheses[0].tokens) for hypotheses in found]
+    found = caption([m.model for m in models], [rows] * len(models), first.search(search))
+    captions = [first.vocabulary.text(hypotheses[0].tokens) for hypotheses in found]
     return metrics.score(captions, [example.captions for example in examples])
 
 
@@ -179,9 +188,15 @@ def main() -> None:
             keep = args.results / f"seed{seed}.pt" if choice == RECIPE else None
             note(choice, seed, run([*common, "--seed", str(seed), *flags], patch, keep))
         model = args.results / f"seed{seed}.pt"
-        for choice, search in WRITTEN.items():
-            if model.exists() and not is_done(choice, seed):
-                note(choice, seed, written(model, search, args.data))
+        asked = {choice: (model, search) for choice, search in WRITTEN.items()}
+        asked[LAST_WEIGHTS] = (_last(model), {})
+        for choice, (path, search) in asked.items():
+            if path.exists() and not is_done(choice, seed):
+                note(choice, seed, written([path], search, args.data))
+    models = [args.results / f"seed{seed}.pt" for seed in args.seeds]
+    ensemble = f"{len(models)} seeds as an ensemble"
+    if all(model.exists() for model in models) and not is_done(ensemble, 0):
+        note(ensemble, 0, written(models, {}, args.data))
     print(table(results))
 
 

@@ -14,7 +14,7 @@ from bench import Row, arguments, corpus, run_on, seconds, tell
 
 from loader import collate
 
-STEPS = 20
+STEPS = 8
 
 
 def main() -> None:

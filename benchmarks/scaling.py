@@ -3,7 +3,7 @@
     python benchmarks/scaling.py --captions flickr30k_images/results.csv
 
 Stage 1 on made-up vectors for 6,000 images and for 31,014, as many as Flickr30k has, with the same
-vocabulary. Batches are planned in full; one in twenty is trained on, and their time scaled.
+vocabulary. Batches are planned in full; one in forty is trained on, and their time scaled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import train
 from loader import collate
 
 FEW, MANY = 6000, 31014
-EVERY = 20
+EVERY = 40
 
 
 def epoch(run: train.Run) -> float:

@@ -17,7 +17,7 @@ from bench import Row, arguments, corpus, in_turn, run_on, tell
 from loader import Batch, collate
 from model import has_half_precision
 
-STEPS = 30
+STEPS = 10
 
 
 class Product:
