@@ -391,12 +391,14 @@ def _extend(
     Returns:
         The new beams, (N, K) their last words, and (N, K) which beams they come from.
     """
-    n_words = next_log_prob.shape[-1]
-    candidates = beams.log_prob.unsqueeze(-1) + next_log_prob  # (N, K, V)
+    beam_size, n_words = next_log_prob.shape[1:]
+    # No beam can give an image more than its K best words, so the others need not be compared.
+    words = next_log_prob.topk(min(beam_size, n_words))  # W of them: (N, K, W)
+    candidates = beams.log_prob.unsqueeze(-1) + words.values
     length = beams.length + (~beams.ended).long()
     scores = candidates / length.unsqueeze(-1) ** length_penalty
-    best = scores.flatten(1).topk(scores.shape[1]).indices  # (N, K), into K*V
-    beam, last = best // n_words, best % n_words
+    best = scores.flatten(1).topk(beam_size).indices  # (N, K), into K*W
+    beam, last = best // words.values.shape[-1], words.indices.flatten(1).gather(1, best)
     tokens = beams.tokens.gather(1, beam.unsqueeze(-1).expand_as(beams.tokens))
     tokens[:, :, position] = last
     extended = Beams(

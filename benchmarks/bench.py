@@ -49,7 +49,7 @@ class Row:
 
     question: str
     value: float
-    unit: str  # "x" or "%"
+    unit: str  # "x", "%" or none
     target: float | None  # None: only to be told
     at_most: bool = False
     note: str = ""
@@ -63,10 +63,9 @@ class Row:
 
     def line(self) -> str:
         """As a row of a Markdown table."""
-        digits = 2 if self.unit == "x" and self.value < 10 else 0
-        value = f"{self.value:.{digits}f} {self.unit}"
+        value = f"{self.value:.3g} {self.unit}".strip()
         limit = "at most" if self.at_most else "at least"
-        target = "" if self.target is None else f"{limit} {self.target:g} {self.unit}"
+        target = "" if self.target is None else f"{limit} {self.target:g} {self.unit}".strip()
         return f"| {self.question} | {value} | {target} | {self.verdict} | {self.note} |"
 
 

@@ -1,0 +1,109 @@
+"""Do captions change when the encoder takes its fast way?
+
+    python benchmarks/precision.py --data flickr8k --checkpoint checkpoints/best.pt
+
+Describes the validation photos from what torchvision's ResNet sees in float32, the plain way, and
+from what ours sees, in the precision this processor is fast in. Where that is not bfloat16, its
+rounding is imitated as well: products in float32 of values rounded before and after.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from bench import DEVICE, Row, tell
+from torch import Tensor, nn
+from torchvision import models
+
+import checkpoint
+import metrics
+import resnet
+from loader import load_corpus, read_pictures
+from model import PIXEL_MEAN, PIXEL_STD, ImageCaptioningModel, caption, has_half_precision
+
+BATCH = 32
+Encode = Callable[[Tensor], Tensor]
+
+
+def plain(model: ImageCaptioningModel) -> Encode:
+    """Torchvision's network, float32, BatchNorm by itself, in the layout it comes in."""
+    network = getattr(models, model.options["encoder"])()
+    network.fc = nn.Identity()
+    network.load_state_dict(model.encoder.state_dict())
+    network.eval()
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+    return lambda images: network((images.float() / 255 - mean) / std)
+
+
+def imitated(model: ImageCaptioningModel) -> Encode:
+    """Our network, every value it hands on rounded to bfloat16."""
+
+    def rounded(values: Tensor) -> Tensor:
+        return values.bfloat16().float()
+
+    def convolve(maps: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        weight = rounded(conv.weight * scale.view(-1, 1, 1, 1))
+        bias = rounded(norm.bias - norm.running_mean * scale)
+        maps = nn.functional.conv2d(rounded(maps), weight, bias, conv.stride, conv.padding)
+        return rounded(maps)
+
+    def encode(images: Tensor) -> Tensor:
+        ours, resnet.convolve = resnet.convolve, convolve
+        hooks = [
+            module.register_forward_hook(lambda _, __, maps: rounded(maps))
+            for module in model.encoder.modules()
+            if isinstance(module, resnet.Block)
+        ]
+        try:
+            return rounded(model.encode(images))
+        finally:
+            resnet.convolve = ours
+            for hook in hooks:
+                hook.remove()
+
+    return encode
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with captions and photos")
+    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/best.pt"))
+    args = parser.parse_args()
+
+    trained = checkpoint.load(args.checkpoint, DEVICE)
+    model = trained.model.eval()
+    examples = load_corpus(args.data).splits["val"]
+    references = [example.captions for example in examples]
+    paths = [example.path for example in examples]
+    pictures = torch.stack([picture for _, picture in read_pictures(paths, trained.image_size)])
+
+    def captions(encode: Encode) -> list[str]:
+        with torch.inference_mode():
+            vectors = torch.cat([encode(part) for part in pictures.split(BATCH)])
+        found = caption([model], [vectors], trained.search({}))
+        return [trained.vocabulary.text(hypotheses[0].tokens) for hypotheses in found]
+
+    ways = {"as used": model.encode}
+    if not has_half_precision(DEVICE):
+        ways["bfloat16, imitated"] = imitated(model)
+    reference = captions(plain(model))
+    cider = metrics.score(reference, references)["CIDEr"]
+    rows = []
+    for name, encode in ways.items():
+        found = captions(encode)
+        same = sum(a == b for a, b in zip(found, reference, strict=True)) / len(found)
+        apart = abs(metrics.score(found, references)["CIDEr"] - cider)
+        note = f"{len(found):,} validation photos, CIDEr {cider:.1f} the plain way"
+        rows += [
+            Row(f"the same caption as in plain float32, {name}", 100 * same, "%", 99, note=note),
+            Row(f"CIDEr apart from it, {name}", apart, "", 0.5, at_most=True),
+        ]
+    tell(rows)
+
+
+if __name__ == "__main__":
+    main()
