@@ -12,13 +12,27 @@ def make(stages=0):
     return model
 
 
-def test_word_losses():
+@pytest.mark.parametrize("cached", [learning.CACHED_SCORES, 10])  # at once, two words at a time
+def test_word_losses(monkeypatch, cached):
+    """In value and gradient PyTorch's own, however few words are looked at together."""
+    monkeypatch.setattr(learning, "CACHED_SCORES", cached)
     torch.manual_seed(0)
-    logits, expected = torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 4, 0])
+    logits, expected = torch.randn(7, 5, requires_grad=True), torch.tensor([0, 1, 2, 3, 4, 0, 1])
     loss, nats = learning.word_losses(logits, expected, 0.1)
     peer = torch.nn.functional.cross_entropy
-    torch.testing.assert_close(loss, peer(logits, expected, label_smoothing=0.1))
-    torch.testing.assert_close(nats, peer(logits, expected, reduction="sum"))
+    theirs = peer(logits, expected, label_smoothing=0.1)
+    torch.testing.assert_close(loss, theirs)
+    torch.testing.assert_close(nats, peer(logits, expected, reduction="sum").detach())
+    torch.testing.assert_close(
+        torch.autograd.grad(3 * loss, logits), torch.autograd.grad(3 * theirs, logits)
+    )
+
+
+def test_word_losses_without_gradient():
+    logits, expected = torch.randn(7, 5), torch.tensor([0, 1, 2, 3, 4, 0, 1])
+    loss, nats = learning.word_losses(logits, expected, 0.0)
+    assert not loss.requires_grad
+    torch.testing.assert_close(nats, 7 * loss)
 
 
 def test_schedule_warms_up_and_comes_to_rest():
