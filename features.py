@@ -30,7 +30,7 @@ from model import ImageCaptioningModel, has_half_precision
 log = logging.getLogger(__name__)
 
 # Part of every key: raised whenever ``loader.transform`` or ``model.encode`` changes its numbers.
-VERSION = 3
+VERSION = 4
 LIST_EVERY = 10.0  # seconds; what an interruption can cost
 
 

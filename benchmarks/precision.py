@@ -44,26 +44,29 @@ def imitated(model: ImageCaptioningModel) -> Encode:
     def rounded(values: Tensor) -> Tensor:
         return values.bfloat16().float()
 
-    def convolve(maps: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        weight = rounded(conv.weight * scale.view(-1, 1, 1, 1))
-        bias = rounded(norm.bias - norm.running_mean * scale)
-        maps = nn.functional.conv2d(rounded(maps), weight, bias, conv.stride, conv.padding)
-        return rounded(maps)
+    def convolve(
+        maps: Tensor,
+        conv: nn.Conv2d,
+        norm: nn.BatchNorm2d,
+        fold: resnet.Fold,
+        *,
+        plus: Tensor | None = None,
+        relu: bool = True,
+    ) -> Tensor:
+        weight, bias = fold(conv, norm)
+        maps = nn.functional.conv2d(
+            rounded(maps), rounded(weight), rounded(bias), conv.stride, conv.padding
+        )
+        if plus is not None:
+            maps = maps + plus
+        return rounded(maps.relu() if relu else maps)
 
     def encode(images: Tensor) -> Tensor:
         ours, resnet.convolve = resnet.convolve, convolve
-        hooks = [
-            module.register_forward_hook(lambda _, __, maps: rounded(maps))
-            for module in model.encoder.modules()
-            if isinstance(module, resnet.Block)
-        ]
         try:
             return rounded(model.encode(images))
         finally:
             resnet.convolve = ours
-            for hook in hooks:
-                hook.remove()
 
     return encode
 

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torchvision import models
 
+import resnet
 from resnet import LAYERS, ResNet
 
 
@@ -29,6 +30,34 @@ def test_equals_torchvisions(name):
         expected = peer.eval()(images)
         assert expected.shape == (2, ours.feature_size)
         torch.testing.assert_close(ours.eval()(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_fused_and_in_parts_or_not_the_numbers_are_the_same(monkeypatch):
+    """oneDNN's fused convolutions are not in PyTorch's documentation: without them it works too."""
+    ours, _ = pair("resnet50")
+    images = torch.randn(5, 3, 64, 64)
+    with torch.inference_mode():
+        expected = ours.eval()(images)
+        monkeypatch.setattr(resnet, "AT_ONCE", 2)
+        torch.testing.assert_close(ours(images), expected, rtol=1e-4, atol=1e-5)
+        monkeypatch.setattr(resnet, "FUSES", False)
+        torch.testing.assert_close(ours(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_the_last_stages_beside_a_fused_rest():
+    ours, peer = pair("resnet18")
+    images = torch.randn(2, 3, 64, 64)
+    for network in (ours.eval(), peer.eval()):
+        network.requires_grad_(False)
+        network.layer4.requires_grad_(True)
+        network(images).square().mean().backward()
+    torch.testing.assert_close(
+        ours.layer4[0].conv1.weight.grad,
+        peer.layer4[0].conv1.weight.grad,
+        rtol=1e-3,
+        atol=1e-4,
+    )
+    assert ours.layer3[0].conv1.weight.grad is None
 
 
 def test_equals_torchvisions_with_the_statistics_of_the_batch():
