@@ -195,7 +195,8 @@ def main() -> None:
                 note(choice, seed, written([path], search, args.data))
     models = [args.results / f"seed{seed}.pt" for seed in args.seeds]
     ensemble = f"{len(models)} seeds as an ensemble"
-    if all(model.exists() for model in models) and not is_done(ensemble, 0):
+    trained = len(models) > 1 and all(model.exists() for model in models)
+    if trained and not is_done(ensemble, 0):
         note(ensemble, 0, written(models, {}, args.data))
     print(table(results))
 
