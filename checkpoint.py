@@ -94,8 +94,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "started_at": checkpoint.started_at,
         "training": checkpoint.training,
     }
-    with whole_file(path) as part:
-        torch.save(content, part)
+    with whole_file(path) as part, part.open("wb") as file:  # by its name, torch hides a full disk
+        torch.save(content, file)
 
 
 def load(path: Path, device: torch.device) -> Checkpoint:
@@ -103,6 +103,7 @@ def load(path: Path, device: torch.device) -> Checkpoint:
 
     Raises:
         DataError: there is no such file, it is no checkpoint, damaged, or of a newer format.
+            Damaged is also one whose weights are not numbers.
     """
     content = _read(path, device)
     try:
@@ -125,15 +126,21 @@ def load(path: Path, device: torch.device) -> Checkpoint:
             content["started_at"],
             content["training"],
         )
+        checkpoint.search({})
+        int(checkpoint.image_size)
     except (KeyError, TypeError, ValueError, RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise DataError(f"{path} is damaged or no checkpoint of this project: {reason}") from error
+        reason = f"{type(error).__name__}: {error}".split("\n")[0].rstrip(":")
+        raise DataError(
+            f"{path} is damaged, or no checkpoint of this project: give another. ({reason})"
+        ) from error
     n_words = len(vocabulary)
     if model.words.out_features != n_words:
         raise DataError(
             f"{path} is damaged: its model knows {model.words.out_features} words, "
             f"its vocabulary {n_words}."
         )
+    if not all(bool(weight.sum().isfinite()) for weight in model.parameters()):
+        raise DataError(f"{path} is damaged: not all of its weights are numbers. Give another.")
     return checkpoint
 
 
@@ -180,7 +187,7 @@ def _read(path: Path, device: torch.device) -> dict[str, Any]:
         hint = f" There is {others[-1]}." if others else ""
         raise DataError(
             f"no checkpoint {path}: train one with `python train.py` (--demo needs no data), or "
-            f"name another with --checkpoint.{hint}"
+            f"name another.{hint}"
         )
     try:
         content = torch.load(path, map_location=device, weights_only=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import errno
 import logging
 import math
 import os
@@ -264,13 +265,19 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _out_of_memory(settings: Any) -> str:
     batch_size = getattr(settings, "batch_size", None)
-    remedy = f"give a --batch-size below {batch_size:,}" if batch_size else "close other programs"
-    return f"there is not enough memory: {remedy}."
+    if not batch_size:
+        return "there is not enough memory: close other programs, or give a smaller --beam-size."
+    return (
+        f"there is not enough memory: give a --batch-size below {batch_size:,}, or less of what "
+        "else takes it (beam, sizes of model and images)."
+    )
 
 
 def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
+        if error.errno == errno.ENOSPC:
+            return f"{place}the disk is full: make room, or name another place, and run it again."
         return f"{place}{error.strerror}. Check that the place exists and can be read and written."
     return str(error)
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -165,7 +166,7 @@ class _Shards:
             try:
                 pictures = json.loads(index.read_text(encoding="utf-8"))
                 self.add(pictures, self.map(index.with_suffix(".bin"), len(pictures)))
-            except (OSError, ValueError):
+            except (OSError, TypeError, ValueError):
                 continue  # truncated, or gone since: as if it were not there
 
     def add(self, pictures: Sequence[str], rows: np.ndarray) -> None:
@@ -186,18 +187,22 @@ class _NewShard:
 
     def __init__(self, shards: _Shards) -> None:
         self.shards = shards
-        shards.folder.mkdir(parents=True, exist_ok=True)
         stem = shards.folder / f"{time.time_ns():x}-{os.getpid()}"
         self.data, self.index = stem.with_suffix(".bin"), stem.with_suffix(".json")
-        self.file = self.data.open("wb", buffering=0)
         self.pictures: list[str] = []  # whose rows are in the file
         self.listed_at = time.monotonic()
+        self.file: io.FileIO | None = None  # None: there is no room
+        try:
+            shards.folder.mkdir(parents=True, exist_ok=True)
+            self.file = self.data.open("wb", buffering=0)
+        except OSError as error:
+            self._give_up(error)
 
     def append(self, pictures: list[str], rows: np.ndarray) -> None:
         """Take in these pictures' rows."""
         rows = np.ascontiguousarray(rows, self.shards.dtype)
         self.shards.add(pictures, rows)
-        if self.file.closed:
+        if not self.file:
             return
         try:
             if self.file.write(rows) < rows.nbytes:
@@ -215,9 +220,10 @@ class _NewShard:
                 self._list()
         except OSError as error:
             self._give_up(error)
-        self.file.close()
-        if not self.pictures:
-            self.data.unlink(missing_ok=True)
+        if self.file:
+            self.file.close()
+            if not self.pictures:
+                self.data.unlink(missing_ok=True)
 
     def _list(self) -> None:
         """Write down whose rows are in the file: from now on they are read from there."""
@@ -235,10 +241,12 @@ class _NewShard:
         if self.pictures:
             rows = self.shards.map(self.data, len(self.pictures))
             self.shards.add(self.pictures, np.array(rows))
-        self.file.close()
-        self.pictures = []
-        self.index.unlink(missing_ok=True)
-        self.data.unlink()
+        if self.file:
+            self.file.close()
+        self.file, self.pictures = None, []
+        for path in (self.index, self.data):
+            with suppress(OSError):
+                path.unlink()
 
 
 def _identity(path: Path) -> str:

@@ -123,7 +123,7 @@ def _describe(
     if settings.output or not sys.stdout.isatty():  # else the captions are the progress
         pictures = cli.progress(pictures, about="pictures", unit="picture", total=len(paths))
     pictures = iter(pictures)
-    while batch := list(islice(pictures, settings.batch_size)):
+    while batch := list(islice(pictures, min(settings.batch_size, len(paths)))):
         images = [picture for _, picture in batch if isinstance(picture, Tensor)]
         found = iter(
             caption(

@@ -99,6 +99,7 @@ if __name__ == "__main__":  # --help and typos answer at once, before the slow i
     cli.parse(Settings)
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -195,7 +196,7 @@ def train(settings: Settings, given: frozenset[str]) -> None:
                 f"the {split} split of {corpus.captions.path} is empty (split by "
                 f"{corpus.split_source}): training needs images to learn from and to validate on."
             )
-    for folder in (settings.checkpoints, settings.runs, settings.cache):
+    for folder in (settings.checkpoints, settings.runs):
         folder.mkdir(parents=True, exist_ok=True)
 
     torch.manual_seed(settings.seed)
@@ -419,7 +420,7 @@ class Run:
         loss_of = self.reward_loss if self.stage.name == "taste" else self.words_loss
         loss, total, count = loss_of(self.look(batch))
         if self.device.type == "cpu":
-            self.check_finite(loss)
+            self.check_finite(loss.item())
         self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
@@ -453,31 +454,37 @@ class Run:
     def reward_loss(self, batch: Batch) -> tuple[Tensor, Tensor, int]:
         """Self-critical loss: the loss, summed rewards and how many sentences they are of."""
         settings = self.settings
-        tokens = selfcritical.draw(
-            self.model,
-            batch.images,
-            n_samples=settings.scst_samples,
-            max_words=settings.max_words,
-        )
+        try:
+            tokens = selfcritical.draw(
+                self.model,
+                batch.images,
+                n_samples=settings.scst_samples,
+                max_words=settings.max_words,
+            )
+        except RuntimeError as error:  # torch's, of probabilities that are none
+            if "probability tensor" in str(error):
+                self.check_finite(math.nan)
+            raise
         rewards = self.reward(batch.image_at, tokens)
         loss = selfcritical.policy_loss(self.model, batch.images, tokens, rewards)
         if settings.scst_words:
             loss = loss + settings.scst_words * self.words_loss(batch)[0]
         return loss, rewards.sum(), rewards.numel()
 
-    def check_finite(self, loss: Tensor) -> None:
+    def check_finite(self, loss: float) -> None:
         """Stop a run that has diverged, before its weights are kept."""
-        if not bool(loss.isfinite()):
+        if not math.isfinite(loss):
+            good = f" The last good checkpoints are in {self.settings.checkpoints}."
             raise cli.UsageError(
-                f"the loss is {loss.item()} at step {self.place.step + 1:,}, learning rate "
-                f"{self.schedule.get_last_lr()[0]:.2g}: try a smaller one. The last good "
-                f"checkpoints are in {self.settings.checkpoints}."
+                f"the loss is {loss} at step {self.place.step + 1:,}, learning rate "
+                f"{self.schedule.get_last_lr()[0]:.2g}: try a smaller one."
+                f"{good if self.place.total_epochs else ''}"
             )
 
     def log_progress(self, bar: Any, logged: Sums, gradient_norm: Tensor) -> None:
         """Points on TensorBoard's curves and numbers on the bar."""
         mean, name = logged.mean(), "reward" if self.stage.name == "taste" else "loss"
-        self.check_finite(torch.tensor(mean))
+        self.check_finite(mean)
         values = {
             f"{name}/train": mean,
             "learning_rate": self.schedule.get_last_lr()[0],
@@ -499,6 +506,7 @@ class Run:
                 logits = self.model(batch.images, batch.tokens, batch.image_of)
                 expected = targets(batch.tokens)
                 sums.add(word_losses(logits, expected, 0.0)[1], len(expected))
+        self.check_finite(sums.mean())
         captions = self.describe(seen.images)
         references = [example.captions for example in seen.examples]
         scores = {"loss": sums.mean(), **metrics.score(captions, references)}

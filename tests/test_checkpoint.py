@@ -1,3 +1,6 @@
+from contextlib import nullcontext
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -109,6 +112,27 @@ def test_a_failed_save_keeps_the_old_file(trained, tmp_path, monkeypatch):
         checkpoint.save(path, loaded)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no disk that is always full")
+def test_a_full_disk_is_an_error_of_the_disk(trained, tmp_path, monkeypatch):
+    """torch.save, given a name, says "unexpected pos 704 vs 598" instead."""
+    loaded = checkpoint.load(trained.checkpoints / "best.pt", CPU)
+    monkeypatch.setattr(checkpoint, "whole_file", lambda _: nullcontext(Path("/dev/full")))
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(tmp_path / "best.pt", loaded)
+
+
+@pytest.mark.parametrize("harm", ["weights", "settings"])
+def test_a_damaged_model_is_refused(trained, tmp_path, harm):
+    content = torch.load(trained.checkpoints / "best.pt", weights_only=True)
+    if harm == "weights":
+        content["decoder"]["words.weight"][0, 0] = torch.nan
+    else:
+        del content["settings"]["image_size"]
+    torch.save(content, tmp_path / "best.pt")
+    with pytest.raises(DataError, match="damaged"):
+        checkpoint.load(tmp_path / "best.pt", CPU)
 
 
 def test_half_precision_weights_are_welcome(tmp_path):

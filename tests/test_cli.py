@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import os
@@ -190,6 +191,7 @@ def sending(number):
         (lambda: Path("nowhere/a.txt").read_text(), 2, "error: nowhere/a.txt: No such file"),
         (lambda: Path().read_text(), 2, "error: .: Is a directory."),
         (raising(OSError("disk is odd")), 2, "error: disk is odd\n"),
+        (raising(OSError(errno.ENOSPC, "No space", "a.pt")), 2, "error: a.pt: the disk is full: "),
         (lambda: torch.empty(10**15), 2, "error: there is not enough memory: give a --batch-size"),
         (raising(KeyboardInterrupt()), 130, ""),
         (sending(signal.SIGINT), 130, ""),

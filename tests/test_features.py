@@ -133,7 +133,9 @@ def test_other_weights_and_sizes_have_rows_of_their_own(prepare, paths, frozen):
     assert n_read == 7
 
 
-@pytest.mark.parametrize("damage", ["rows cut", "rows gone", "list cut", "list gone", "more rows"])
+@pytest.mark.parametrize(
+    "damage", ["rows cut", "rows gone", "list cut", "list gone", "list odd", "more rows"]
+)
 def test_damaged_shards_are_as_if_not_there(prepare, paths, frozen, tmp_path, damage):
     expected = stacked(prepare(paths, frozen)[0])
     (rows,) = tmp_path.glob("cache/*/*.bin")
@@ -142,6 +144,8 @@ def test_damaged_shards_are_as_if_not_there(prepare, paths, frozen, tmp_path, da
         file.unlink()
     elif "cut" in damage:
         file.write_bytes(file.read_bytes()[:-1])
+    elif "odd" in damage:
+        file.write_text("[[1]]")
     else:  # written, but the process was killed before it could list them
         file.write_bytes(file.read_bytes() + b"some more")
     again, n_read = prepare(paths, frozen)
@@ -228,6 +232,14 @@ def test_an_encoder_that_trains_gets_pixels(prepare, paths, monkeypatch):
         model.encoder.conv1.weight.zero_()
     _, n_read = prepare(paths, model, pixels=True)
     assert n_read == 0
+
+
+def test_a_cache_that_is_no_folder_costs_the_cache_only(prepare, paths, frozen, tmp_path, caplog):
+    (tmp_path / "cache").write_text("a file")
+    prepared, n_read = prepare(paths, frozen)
+    assert n_read == 7
+    assert "going on without it" in caplog.text
+    torch.testing.assert_close(stacked(prepared), vectors(paths, frozen))
 
 
 @pytest.mark.parametrize("room", [0, 5000])

@@ -243,6 +243,23 @@ def test_a_loss_that_is_not_finite_stops_the_run(trained, tmp_path, capsys, monk
     assert not (tmp_path / "checkpoints" / "last.pt").exists()
 
 
+def test_a_last_step_that_breaks_the_weights_stops_the_run(trained, tmp_path, capsys):
+    """There is no next loss to tell: the beam search found no caption and said "list index"."""
+    assert train.main(trained.flags(tmp_path, learning_rate=1e30, batch_size=100_000)) == 2
+    err = capsys.readouterr().err
+    assert "the loss is nan at step 2" in err
+    assert "last good" not in err  # there is none
+    assert not (tmp_path / "checkpoints" / "best.pt").exists()
+
+
+def test_rewards_that_break_the_weights_stop_the_run(trained, tmp_path, capsys):
+    """Sentences cannot be drawn from what is no probability."""
+    changed = {"scst_epochs": 1, "scst_learning_rate": 1e30, "batch_size": 20}
+    assert train.main([*staged(trained, tmp_path, **changed)]) == 2
+    assert "The last good checkpoints are in" in capsys.readouterr().err
+    assert (tmp_path / "checkpoints" / "best.pt").exists()
+
+
 def staged(trained, tmp_path, **changed):
     """Flags of a run whose encoder has weights of its own, through all three stages."""
     weights = tmp_path / "weights.pth"
