@@ -9,6 +9,7 @@ where no gradient is wanted, the sum and the ReLU.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from functools import cache, partial
 
@@ -29,8 +30,10 @@ BOTTLENECK = ("resnet50", "resnet101", "resnet152")
 AT_ONCE = 8  # images: what a CPU computes of more does not stay in its cache
 
 # oneDNN's convolution with what follows it, as torch.compile uses it: three times as fast as one
-# after the other on processors whose memory is slow beside their arithmetic.
-FUSES = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+# after the other on processors whose memory is slow beside their arithmetic. Tried on x86 only.
+FUSES = platform.machine() in ("x86_64", "AMD64") and hasattr(
+    torch.ops.mkldnn, "_convolution_pointwise"
+)
 
 Folded = tuple[Tensor, Tensor]  # a convolution's weight and bias, its BatchNorm in them
 Fold = Callable[[nn.Conv2d, nn.BatchNorm2d], Folded]
