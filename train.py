@@ -506,10 +506,11 @@ class Run:
                 logits = self.model(batch.images, batch.tokens, batch.image_of)
                 expected = targets(batch.tokens)
                 sums.add(word_losses(logits, expected, 0.0)[1], len(expected))
-        self.check_finite(sums.mean())
+        loss = sums.mean()
+        self.check_finite(loss)
         captions = self.describe(seen.images)
         references = [example.captions for example in seen.examples]
-        scores = {"loss": sums.mean(), **metrics.score(captions, references)}
+        scores = {"loss": loss, **metrics.score(captions, references)}
         return scores, captions
 
     def vectors(self, images: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -35,11 +35,12 @@ from loader import (  # noqa: E402
     read_captions,
 )
 from logs import RunLog  # noqa: E402
-from model import ImageCaptioningModel  # noqa: E402
+from model import ImageCaptioningModel, half_precision  # noqa: E402
 
 Job = Callable[[], object]
 
 DEVICE = torch.device("cpu")
+BATCH = 32  # photos that the ResNet alone sees at a time
 N_WORDS = 7000  # of the made-up language; English captions of 30,000 photos have as many
 
 
@@ -108,6 +109,18 @@ def in_turn(jobs: dict[str, Job], rounds: int) -> dict[str, float]:
     for name in [*jobs, *(name for _ in range(rounds) for name in jobs)]:
         times[name].append(seconds(jobs[name]))
     return {name: statistics.median(found[1:]) for name, found in times.items()}
+
+
+def forward_pass(model: ImageCaptioningModel) -> Callable[[int], None]:
+    """The ResNet alone, in the precision it is used in: a job that looks at so many photos."""
+    pixels = torch.rand(BATCH, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+
+    def look(n_photos: int) -> None:
+        with torch.inference_mode(), half_precision(DEVICE):
+            for _ in range(n_photos // BATCH):
+                model.encoder(pixels)
+
+    return look
 
 
 def corpus(data: Path | None, folder: Path, *, n_images: int, pictures: int = 0) -> Corpus:

@@ -9,13 +9,12 @@ import tempfile
 from pathlib import Path
 
 import torch
-from bench import DEVICE, Row, arguments, corpus, in_turn, seconds, tell
+from bench import BATCH, DEVICE, Row, arguments, corpus, forward_pass, in_turn, seconds, tell
 from torchvision import models
 
 import features
-from model import ImageCaptioningModel, half_precision, has_half_precision
+from model import ImageCaptioningModel, has_half_precision
 
-BATCH = 32
 SECONDS = 8.0  # of the forward pass alone
 PLAIN = 32  # photos
 
@@ -30,16 +29,9 @@ def main() -> None:
     plain_pixels = torch.rand(PLAIN, 3, 224, 224)
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
         folder = Path(name)
-        pixels = torch.rand(BATCH, 3, 224, 224).contiguous(memory_format=torch.channels_last)
-
-        def forward(n_batches: int) -> None:
-            with half_precision(DEVICE):
-                for _ in range(n_batches):
-                    model.encoder(pixels)
-
-        forward(1)
-        n_batches = max(2, round(SECONDS / seconds(lambda: forward(2)) * 2))
-        n_photos = n_batches * BATCH
+        forward = forward_pass(model)
+        forward(BATCH)
+        n_photos = max(2, round(SECONDS / seconds(lambda: forward(2 * BATCH)) * 2)) * BATCH
         found = corpus(args.data, folder / "photos", n_images=n_photos, pictures=n_photos)
         paths = [example.path for example in found.splits["train"]]
         n_done = 0
@@ -52,7 +44,7 @@ def main() -> None:
 
         jobs = {
             "from files": extract,
-            "forward alone": lambda: forward(n_batches),
+            "forward alone": lambda: forward(n_photos),
             "plain": lambda: plain(plain_pixels),
         }
         times = in_turn(jobs, args.rounds)

@@ -17,12 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-from bench import DEVICE, ROOT, Row, arguments, corpus, save_model, seconds, tell
+from bench import BATCH, ROOT, Row, arguments, corpus, forward_pass, save_model, seconds, tell
 
-from model import half_precision
-
-N_PHOTOS, BATCH = 2000, 32
+N_PHOTOS = 2000
 PART = 320  # photos whose forward pass alone is timed, before and after
 FEW, MANY = 100, 10_000
 
@@ -58,13 +55,7 @@ def main() -> None:
         photos = link(paths, folder / "photos", N_PHOTOS)
         trained = folder / "large.pt"
         model = save_model(trained, "resnet50", 224)
-        pixels = torch.rand(BATCH, 3, 224, 224).contiguous(memory_format=torch.channels_last)
-
-        def forward(n_photos: int) -> None:
-            with torch.inference_mode(), half_precision(DEVICE):
-                for _ in range(n_photos // BATCH):
-                    model.encoder(pixels)
-
+        forward = forward_pass(model)
         forward(2 * BATCH)  # a warm-up
         before = seconds(lambda: forward(PART))
         whole, _ = predict(trained, photos)
