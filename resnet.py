@@ -67,10 +67,11 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) normalised images → (N, F)."""
-        device = images.device.type
+        device, dtype = images.device.type, images.dtype
         if torch.is_autocast_enabled(device):
-            images = images.to(torch.get_autocast_dtype(device))
-        fold = cache(partial(folded, dtype=images.dtype))  # once for all parts of the batch
+            dtype = torch.get_autocast_dtype(device)
+        images = images.to(dtype, memory_format=torch.channels_last)
+        fold = cache(partial(folded, dtype=dtype))  # once for all parts of the batch
         if device != "cpu" or self.training or torch.is_grad_enabled():
             return self._look(images, fold)
         return torch.cat([self._look(part, fold) for part in images.split(AT_ONCE)])
