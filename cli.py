@@ -108,6 +108,12 @@ def parse(settings_class: type[S], argv: Sequence[str] | None = None) -> tuple[S
         parser.error(str(error))
 
 
+def answer_at_once(settings_class: type) -> None:
+    """Before a script's slow imports: reply to ``--help`` and typos, and let Ctrl-C end it."""
+    parse(settings_class)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # else an import would end in a traceback
+
+
 def run(
     job: Callable[[], int | None], settings: Any, *, errors: tuple[type[Exception], ...]
 ) -> int:
@@ -122,7 +128,8 @@ def run(
         format="%(message)s", level=logging.ERROR if settings.quiet else logging.INFO, force=True
     )
     warnings.filterwarnings("ignore", module="PIL")  # of odd metadata: the picture counts
-    handler = signal.signal(signal.SIGTERM, _terminate)
+    interrupts = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}
+    before = {number: signal.signal(number, handler) for number, handler in interrupts.items()}
     try:
         status = job() or DONE
         sys.stdout.flush()  # here, where a reader that has gone is no error
@@ -142,7 +149,8 @@ def run(
         print(f"error: {message}", file=sys.stderr)
         return FAILED
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def progress(items: Iterable[T], *, about: str, unit: str, total: int | None = None) -> Iterable[T]:

@@ -38,8 +38,8 @@ class Settings(cli.SearchSettings):
             raise ValueError(f"--output must end in .csv or .jsonl, got {self.output}")
 
 
-if __name__ == "__main__":  # --help and typos answer at once, before the slow imports
-    cli.parse(Settings)
+if __name__ == "__main__":  # before the slow imports
+    cli.answer_at_once(Settings)
 
 import csv
 import json

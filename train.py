@@ -95,8 +95,8 @@ class Settings:
             raise ValueError(f"--crop must be at most 1, got {self.crop}")
 
 
-if __name__ == "__main__":  # --help and typos answer at once, before the slow imports
-    cli.parse(Settings)
+if __name__ == "__main__":  # before the slow imports
+    cli.answer_at_once(Settings)
 
 import logging
 import math

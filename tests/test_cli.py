@@ -242,6 +242,22 @@ sys.exit(cli.run(job, settings, errors=()))
 """
 
 
+@pytest.mark.parametrize("call", [["train.py"], ["evaluate.py"], ["predict.py", "--image", "a"]])
+def test_ctrl_c_during_the_slow_imports_is_no_traceback(tmp_path, call):
+    (tmp_path / "torch.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n"
+    )
+    found = subprocess.run(
+        [sys.executable, *call],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (found.returncode, found.stderr) == (-signal.SIGINT, "")
+
+
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_signal_ends_the_process_quietly_and_cleaned_up(name, status):
     body = f"os.kill(os.getpid(), signal.{name}); print('not reached')"
