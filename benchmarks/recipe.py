@@ -21,13 +21,14 @@ from pathlib import Path
 
 import torch
 from bench import DEVICE, train_in
+from torch import Tensor
 
 import checkpoint
 import features
 import metrics
 import train
 from loader import load_corpus
-from model import ImageCaptioningModel, caption
+from model import PAD, ImageCaptioningModel, caption
 
 SHOWN = ("CIDEr", "BLEU-4", "BLEU-1")
 
@@ -55,6 +56,37 @@ def raw_vectors(model: ImageCaptioningModel) -> None:
     model.standardise = lambda _: None
 
 
+def tied_words(model: ImageCaptioningModel) -> None:
+    """One matrix reads words and chooses them (arXiv:1608.05859), larger where it reads."""
+    model.word_embedding.weight = model.words.weight
+    scale = model.options["embedding_size"] ** 0.5
+
+    def inputs(tokens: Tensor, image: Tensor) -> Tensor:
+        return model.dropout(scale * model.word_embedding(tokens)) + image.unsqueeze(1)
+
+    model.inputs = inputs
+
+
+def scheduled_sampling(model: ImageCaptioningModel) -> None:
+    """A quarter of the words read in training are what the model would have said there.
+
+    Source: arXiv:1506.03099; all words of a sentence at once, arXiv:1906.07651.
+    """
+    teach = model.forward
+
+    def forward(images: Tensor, tokens: Tensor, image_of: Tensor) -> Tensor:
+        if model.training:
+            with torch.no_grad():
+                said = teach(images, tokens, image_of).argmax(dim=-1)
+            heard = tokens.clone()
+            heard[:, 1:][tokens[:, 1:] != PAD] = said
+            own = (torch.rand(tokens.shape) < 0.25) & (heard != PAD)
+            tokens = torch.where(own, heard, tokens)
+        return teach(images, tokens, image_of)
+
+    model.forward = forward
+
+
 Patch = Callable[[ImageCaptioningModel], None]
 RECIPE = "the recipe"
 KEPT: dict[str, tuple[list[str], Patch | None]] = {
@@ -74,6 +106,8 @@ TRIED: dict[str, tuple[list[str], Patch | None]] = {
     "hidden size 1024": (["--hidden-size", "1024"], None),
     "two layers": (["--num-layers", "2"], None),
     "16 epochs": (["--epochs", "16"], None),
+    "one matrix to read and to choose words": ([], tied_words),
+    "scheduled sampling": ([], scheduled_sampling),
 }
 LAST_WEIGHTS = "the last weights instead of their mean"
 WRITTEN = {  # the recipe's models, asked in another way
