@@ -22,7 +22,7 @@ from model import ENCODERS, ImageCaptioningModel, Search
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 MOMENT = "%Y-%m-%d_%H-%M-%S"  # how the time a run began is written
 
 

@@ -45,7 +45,6 @@ def main() -> None:
         dtype = torch.bfloat16 if has_half_precision(run.device) else torch.float32
         size, gates = run.settings.hidden_size, 4 * run.settings.hidden_size
         image = Product(run.model.feature_size, size, dtype)
-        image_output = Product(size, size, dtype)
         inputs, recurrence = Product(size, gates, dtype), Product(size, gates, dtype)
         words = Product(size, len(run.vocabulary), dtype)
 
@@ -53,7 +52,6 @@ def main() -> None:
             n_captions, length = batch.tokens.shape
             n_images = len(batch.images)
             image(n_images)
-            image_output(n_captions)
             inputs(n_images)  # the image is the first word; before it there is no state
             inputs(n_captions * (length - 1))
             recurrence(n_captions, times=length - 1)
