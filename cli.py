@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import difflib
 import errno
+import importlib.util
 import logging
 import math
 import os
@@ -111,6 +112,13 @@ def parse(settings_class: type[S], argv: Sequence[str] | None = None) -> tuple[S
 def answer_at_once(settings_class: type) -> None:
     """Before a script's slow imports: reply to ``--help`` and typos, and let Ctrl-C end it."""
     parse(settings_class)
+    if importlib.util.find_spec("torch") is None:
+        print(
+            "error: PyTorch is not installed for this Python: activate the virtual environment "
+            "(. .venv/bin/activate), or pip install -r requirements.txt.",
+            file=sys.stderr,
+        )
+        sys.exit(FAILED)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # else an import would end in a traceback
 
 

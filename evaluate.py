@@ -61,8 +61,6 @@ from model import Hypothesis, Search, caption
 
 log = logging.getLogger(__name__)
 
-FEW = 50  # images: with fewer, CIDEr's document frequencies mean little
-
 
 def evaluate(settings: Settings) -> None:
     """Describe the split's images, score the captions, print the scores, write the report."""
@@ -73,8 +71,8 @@ def evaluate(settings: Settings) -> None:
     search = models[0].search(vars(settings))
     torch.manual_seed(settings.seed)
     examples, found = _describe(settings, models, corpus.splits[settings.split], search)
-    if len(examples) < FEW:
-        log.warning(f"warning: CIDEr means little on fewer than {FEW} images.")
+    if len(examples) < metrics.FEW:
+        log.warning(f"warning: CIDEr means little on fewer than {metrics.FEW} images.")
 
     vocabulary = models[0].vocabulary
     captions = [vocabulary.text(hypotheses[0].tokens) for hypotheses in found]
@@ -116,6 +114,8 @@ def _corpus(settings: Settings, trained: Checkpoint) -> Corpus:
     captions_name = settings.captions
     if captions_name is None:
         captions_name = "" if settings.data else trained.settings["captions"]
+    if not settings.data and not data.exists():
+        raise DataError(f"{data}, where the model was trained, is not there: give --data.")
     corpus = load_corpus(data, captions_name)
     log.info(corpus.describe())
     if not corpus.splits[settings.split]:

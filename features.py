@@ -14,8 +14,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -111,7 +111,8 @@ def prepare(
     unreadable: dict[Path, str] = {}
     if missing:
         model.eval()
-        with closing(_NewShard(shards)) as shard:
+        log.info(f"pictures    {len(missing):,} to look at, once: they are kept in {cache}")
+        with _told_if_stopped(cache), closing(_NewShard(shards)) as shard:
             pictures = iter(progress(read_pictures(missing, image_size), total=len(missing)))
             while batch := dict(islice(pictures, batch_size)):
                 unreadable |= {
@@ -128,6 +129,15 @@ def prepare(
     kept = [i for i, path in enumerate(paths) if path not in unreadable]
     rows = Rows([shards.places[identities[i]] for i in kept])
     return Prepared(rows, kept, unreadable)
+
+
+@contextmanager
+def _told_if_stopped(cache: Path) -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        log.info(f"stopped: the pictures looked at so far are kept in {cache}, for the next time.")
+        raise
 
 
 def prepare_examples(

@@ -163,10 +163,15 @@ def find_captions(folder: Path) -> Path:
         raise DataError(
             f"several captions files in {folder}: {names}. Choose one with --captions NAME."
         )
+    unknown = "".join(
+        f"{path.name} is there, but in none of the formats (CSV needs a header such as "
+        "image,caption). "
+        for path in files[:1]
+    )
     raise DataError(
-        f"no captions file in {folder}: expected results.csv (Flickr30k), captions.txt, a Karpathy "
-        "JSON or another format of the README. Put it there, name another folder with --data, or "
-        "try --demo, which needs no data."
+        f"no captions file in {folder}. {unknown}Expected: results.csv (Flickr30k), captions.txt, "
+        "Karpathy's JSON or another format of the README. Put it there, name another folder with "
+        "--data, or try --demo, which needs no data."
     )
 
 
@@ -401,7 +406,13 @@ def load_corpus(folder: Path, captions_name: str = "") -> Corpus:
     for name, split in split_of.items():
         if name in paths:
             splits[split].append(Example(name, paths[name], captions.of_image[name]))
-    return Corpus(captions, splits, len(captions.of_image) - len(paths), source)
+    n_images = len(captions.of_image)
+    if len(paths) < 0.9 * n_images:
+        log.warning(
+            f"warning: {n_images - len(paths):,} of the {n_images:,} images of {path} are not "
+            f"there: the others are used. Is {folder} complete?"
+        )
+    return Corpus(captions, splits, n_images - len(paths), source)
 
 
 def _find_pictures(folder: Path, captions: Captions) -> dict[str, Path]:

@@ -68,6 +68,7 @@ class RunLog:
         image_vectors: Tensor,
         images: Sequence[Image.Image],
         captions: Sequence[tuple[str, str]],
+        step: int,
     ) -> None:
         """Fill the projector: the most frequent words, and images with their captions.
 
@@ -77,6 +78,7 @@ class RunLog:
             image_vectors: (N, E).
             images: N pictures.
             captions: for each image ours and a human one.
+            step: of the training, which they are shown with.
         """
         first = len(SPECIAL_TOKENS)
         rows = slice(first, first + PROJECTED_WORDS)
@@ -88,6 +90,7 @@ class RunLog:
             ],
             metadata_header=["word", "frequency"],
             tag="words",
+            global_step=step,
         )
         thumbnails = [image.resize((THUMBNAIL, THUMBNAIL)) for image in images]
         self.writer.add_embedding(
@@ -96,6 +99,7 @@ class RunLog:
             metadata_header=["caption", "human"],
             label_img=torch.stack([_tensor(image) for image in thumbnails]).float() / 255,
             tag="images",
+            global_step=step,
         )
 
     def results(self, settings: Mapping[str, Any], scores: Mapping[str, float]) -> None:

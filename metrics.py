@@ -16,6 +16,8 @@ from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+FEW = 50  # images: with fewer, CIDEr's document frequencies mean little
+
 Words = Sequence[Hashable]  # one caption's tokens; word ids do as well
 Ngram = tuple[Hashable, ...]
 

@@ -21,7 +21,9 @@ class Settings(cli.SearchSettings):
     checkpoint: tuple[Path, ...] = option(
         (Path("checkpoints/best.pt"),), "the trained model, or several that speak as one"
     )
-    n_best: int = option(1, "captions for each picture, best first", at_least=1)
+    n_best: int = option(
+        1, "captions for each picture, best first by log-probability a word", at_least=1
+    )
     sentence: bool = option(False, "write captions with a capital and a full stop")
     output: Path | None = option(None, "write to this .csv or .jsonl file, not to the terminal")
     overwrite: bool = option(False, "replace the output file if it exists")

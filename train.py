@@ -98,15 +98,18 @@ class Settings:
 if __name__ == "__main__":  # before the slow imports
     cli.answer_at_once(Settings)
 
+import hashlib
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -186,16 +189,32 @@ def train(settings: Settings, given: frozenset[str]) -> None:
     elif not settings.epochs and not resumed:
         raise cli.UsageError("--epochs 0 leaves out stage 1: give --init with a trained model.")
     if settings.demo and not (settings.data / "scenes.jsonl").is_file():
+        _refuse_to_draw_over(settings.data)
         bar = partial(cli.progress, about="drawing scenes", unit="scene")
         demo.draw(settings.data, size=settings.image_size, progress=bar)
+    if resumed and not settings.data.exists():
+        raise DataError(
+            f"{settings.data}, the data of the run to go on with, is not there: give --data."
+        )
     corpus = load_corpus(settings.data, settings.captions)
     log.info(corpus.describe())
+    if resumed and resumed.training["corpus"] != _names_of(corpus):
+        raise DataError(
+            f"{corpus.captions.path} and its photos are not those of the run to go on with: give "
+            "their place with --data, or learn from others with --init."
+        )
     for split in ("train", "val"):
         if not corpus.splits[split]:
             raise DataError(
                 f"the {split} split of {corpus.captions.path} is empty (split by "
-                f"{corpus.split_source}): training needs images to learn from and to validate on."
+                f"{corpus.split_source}): training needs images to learn from and to validate on. "
+                f"Name some in {corpus.captions.path.parent / f'split_{split}.txt'}, one a line."
             )
+    if len(corpus.splits["val"]) < metrics.FEW:
+        log.warning(
+            f"warning: {len(corpus.splits['val'])} validation images are few: scores mean little "
+            f"below {metrics.FEW}. Name more in split_val.txt, one a line."
+        )
     for folder in (settings.checkpoints, settings.runs):
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -208,7 +227,8 @@ def train(settings: Settings, given: frozenset[str]) -> None:
     if not resumed:
         settings = replace(settings, run_name=settings.run_name or started_at)
     run = Run(settings, model, vocabulary, corpus, started_at)
-    run.fit(resumed)
+    with _only_run_in(settings.checkpoints):
+        run.fit(resumed)
     print(_closing_block(run))
 
 
@@ -289,7 +309,8 @@ class Run:
         """Train the epochs that are left, validate after each, keep the best and the last."""
         if resumed:
             self.place = Place.of(resumed.training["place"])
-            log.info(f"resumed     in {self.stage.name}, after epoch {self.place.epoch}")
+            where = f"epoch {self.place.epoch + 1}, after step {self.place.position}"
+            log.info(f"resumed     in {self.stage.name}, {where}")
         left = [n for n, s in enumerate(self.stages) if s.epochs and n >= self.place.stage]
         if not left:
             raise cli.UsageError(
@@ -534,7 +555,7 @@ class Run:
         """Log the epoch, and save the model if it is the best so far."""
         place, stage, sums = self.place, self.stage, self.place.sums
         distinct = 100 * len(set(captions)) / len(captions)
-        best = not place.best or scores["CIDEr"] > place.best["CIDEr"]
+        best = not place.best or _rank(scores) > _rank(place.best)
         learned = (
             f"{'reward' if stage.name == 'taste' else 'loss'} {sums.mean():.2f}  "
             f"{sums.words_per_second():,.0f} words/s  {sums.seconds():.0f} s  "
@@ -587,6 +608,7 @@ class Run:
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state_all(),
             "place": self.place.state(),
+            "corpus": _names_of(self.corpus),
         }
 
     def restore(self, resumed: Checkpoint) -> None:
@@ -616,6 +638,7 @@ class Run:
             vectors,
             [read_image(example.path, size=64) for example in examples],
             list(zip(captions, (e.captions[0] for e in examples), strict=True)),
+            self.place.step,
         )
         self.log.text("model card", checkpoint.describe(best))
         self.log.results(_plain(self.settings), self.place.best)
@@ -681,6 +704,48 @@ class Place:
         return cls(**{**state, "sums": Sums(*state["sums"])})
 
 
+def _rank(scores: Mapping[str, float]) -> tuple[float, float]:
+    """What makes an epoch the best; on very few images CIDEr is always 0, and the loss tells."""
+    return scores["CIDEr"], -scores["loss"]
+
+
+def _refuse_to_draw_over(folder: Path) -> None:
+    """The demo's scenes go into a folder of their own; an interrupted drawing may be there."""
+    others = {path.name for path in folder.glob("*")} - {"flickr30k_images"}
+    if others:
+        raise cli.UsageError(
+            f"{folder} holds {min(others)}, which the demo did not draw: leave --data out, or name "
+            "a new folder for its scenes."
+        )
+
+
+@contextmanager
+def _only_run_in(folder: Path) -> Iterator[None]:
+    """Hold a folder of checkpoints, which two runs at once would ruin for each other.
+
+    Raises:
+        UsageError: another run holds it.
+    """
+    lock = FileLock(folder / "running.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise cli.UsageError(
+            f"another run writes to {folder}: wait for it, or name another folder with "
+            "--checkpoints."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _names_of(corpus: Corpus) -> str:
+    """What tells the images of a run from others, wherever they lie."""
+    names = [f"{split} {e.name}" for split, of in corpus.splits.items() for e in of]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
 def _vocabulary(settings: Settings, corpus: Corpus, init: Checkpoint | None) -> Vocabulary:
     """Counted in the captions of the training images, and in no others."""
     captions = [text for example in corpus.splits["train"] for text in example.captions]
@@ -715,13 +780,15 @@ def _describe(
     settings: Settings, vocabulary: Vocabulary, model: ImageCaptioningModel, device: torch.device
 ) -> str:
     is_scratch = settings.encoder_weights == "none"
+    weights = f"of {settings.init}" if settings.init else settings.encoder_weights
     encoder = 0 if is_scratch else sum(p.numel() for p in model.encoder.parameters())
     n_trained = sum(p.numel() for p in model.parameters()) - encoder
-    state = "trained from scratch" if is_scratch else "frozen"
+    from_scratch = "trained on" if settings.init else "trained from scratch"
+    state = from_scratch if is_scratch else "frozen"
     return (
         f"vocabulary  {len(vocabulary):,} words, met {settings.freq_threshold} times or more in "
         f"training captions ({vocabulary.language})\n"
-        f"model       {settings.encoder} ({state}, weights {settings.encoder_weights}) and LSTM of "
+        f"model       {settings.encoder} ({state}, weights {weights}) and LSTM of "
         f"{settings.hidden_size}: {n_trained / 1e6:.1f} million parameters train\n"
         f"device      {device}"
     )
@@ -751,11 +818,16 @@ def _resumed_settings(settings: Settings, given: frozenset[str], resumed: Checkp
     for name, value in now.items():
         if name not in changeable and value != before[name]:
             raise cli.UsageError(
-                f"{cli.flag(name)} is {before[name]} in the run to go on with, not {value}: leave "
-                "the flag out, or start afresh without --resume."
+                f"{cli.flag(name)} is {_shown(before[name])} in the run to go on with, not "
+                f"{value}: leave the flag out, or start afresh without --resume."
             )
     changed = {**now, "checkpoints": settings.checkpoints, "device": settings.device}
     return Settings(**{**before, **changed})
+
+
+def _shown(value: object) -> object:
+    """A setting as people write it."""
+    return "left out" if value is None else value
 
 
 def _inherited_settings(settings: Settings, given: frozenset[str], init: Checkpoint) -> Settings:

@@ -258,6 +258,15 @@ def test_ctrl_c_during_the_slow_imports_is_no_traceback(tmp_path, call):
     assert (found.returncode, found.stderr) == (-signal.SIGINT, "")
 
 
+@pytest.mark.parametrize("call", [["train.py"], ["evaluate.py"], ["predict.py", "--image", "a"]])
+def test_without_its_packages_a_script_says_how_to_get_them(call):
+    found = subprocess.run(
+        [sys.executable, "-S", *call], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (found.returncode, found.stderr.count("\n")) == (2, 1)
+    assert "activate the virtual environment" in found.stderr
+
+
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_signal_ends_the_process_quietly_and_cleaned_up(name, status):
     body = f"os.kill(os.getpid(), signal.{name}); print('not reached')"

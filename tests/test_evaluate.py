@@ -50,6 +50,7 @@ def test_a_folder_with_only_a_test_split(trained, tmp_path, capsys):
     [
         (["--data", "nowhere"], "no folder nowhere"),
         (["--checkpoint", "nowhere.pt"], "no checkpoint nowhere.pt"),
+        (["--checkpoint", "tests"], "tests is a folder: name the model in it"),
         (["--top-p", "2"], "--top-p must be above 0"),
         (["--output", "report.pdf"], "must end in .html or .json"),
     ],

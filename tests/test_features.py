@@ -180,8 +180,11 @@ def test_no_picture_readable_leaves_no_rows_and_no_litter(prepare, paths, frozen
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interruption_keeps_what_was_computed(prepare, paths, frozen, monkeypatch, error):
+def test_an_interruption_keeps_what_was_computed(
+    prepare, paths, frozen, monkeypatch, caplog, error
+):
     """Files written only at the end lose hours of work."""
+    caplog.set_level("INFO")
     encode, n_calls = frozen.encode, 0
 
     def interrupted(images):
@@ -194,6 +197,7 @@ def test_an_interruption_keeps_what_was_computed(prepare, paths, frozen, monkeyp
     monkeypatch.setattr(frozen, "encode", interrupted)
     with pytest.raises(error):
         prepare(paths, frozen)
+    assert ("stopped: the pictures looked at" in caplog.text) == (error is KeyboardInterrupt)
     monkeypatch.undo()
     prepared, n_read = prepare(paths, frozen)
     assert n_read == 3  # of seven, two batches of two were kept

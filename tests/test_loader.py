@@ -176,6 +176,10 @@ def test_looking_for_captions_says_what_to_do(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(DataError, match=r"no captions file in .*--data.*--demo"):
         loader.find_captions(tmp_path)
+    (tmp_path / "captions.txt").write_text("file,text\na.jpg,x\n")
+    with pytest.raises(DataError, match=r"captions.txt is there, but in none of the formats"):
+        loader.find_captions(tmp_path)
+    (tmp_path / "captions.txt").unlink()
     for name in ("one.csv", "two.csv"):
         (tmp_path / name).write_text("image,caption\na.jpg,x\n")
     with pytest.raises(DataError, match=r"one.csv, two.csv. Choose one with --captions"):
@@ -215,13 +219,14 @@ def names_of(corpus):
     return {split: {e.name for e in examples} for split, examples in corpus.splits.items()}
 
 
-def test_pictures_in_nested_folders_are_found_and_missing_ones_counted(tmp_path):
+def test_pictures_in_nested_folders_are_found_and_missing_ones_counted(tmp_path, caplog):
     corpus_of(tmp_path, [f"{i}.jpg" for i in range(5)], pictures="flickr30k_images/deeper")
     (tmp_path / "flickr30k_images/deeper/3.jpg").unlink()
     corpus = loader.load_corpus(tmp_path)
     assert set().union(*names_of(corpus).values()) == {"0.jpg", "1.jpg", "2.jpg", "4.jpg"}
     assert corpus.n_missing == 1
     assert "1 images missing" in corpus.describe()
+    assert "warning: 1 of the" in caplog.text
 
 
 @pytest.mark.parametrize("copy", ["pictures/pictures", "a/b"])

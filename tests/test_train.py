@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 import checkpoint
+import demo
 import features
 import loader
 import train
@@ -111,6 +113,50 @@ def test_resume_refuses_another_model_but_takes_more_epochs(trained, tmp_path, c
     assert "--hidden-size is 32" in capsys.readouterr().err
     assert train.main([*where, "--epochs", "3"]) == 0
     assert checkpoint.load(tmp_path / "checkpoints" / "last.pt", CPU).epoch == 3
+
+
+def test_resume_refuses_other_images(trained, tmp_path, capsys):
+    """The scores of the first data set were told as if they were of the second."""
+    shutil.copytree(trained.checkpoints, tmp_path / "checkpoints")
+    where = ["--resume", "--checkpoints", str(tmp_path / "checkpoints"), "--epochs", "3"]
+    demo.draw(tmp_path / "others", n_scenes=30, size=32)
+    assert train.main([*where, "--data", str(tmp_path / "others")]) == 2
+    assert "not those of the run" in capsys.readouterr().err
+    assert train.main([*where, "--data", str(tmp_path / "nowhere")]) == 2
+    assert "give --data" in capsys.readouterr().err
+    shutil.copytree(trained.data, tmp_path / "moved")
+    assert train.main([*where, "--data", str(tmp_path / "moved")]) == 0
+
+
+def test_two_runs_at_once_do_not_share_a_folder(trained, tmp_path, capsys):
+    """The second moved the first one's checkpoints away, and each wrote over the other's."""
+    (tmp_path / "checkpoints").mkdir()
+    with FileLock(tmp_path / "checkpoints" / "running.lock"):
+        assert train.main(trained.flags(tmp_path)) == 2
+    assert "another run" in capsys.readouterr().err
+    assert train.main(trained.flags(tmp_path, epochs=1)) == 0
+
+
+def test_the_demo_does_not_draw_over_other_data(tmp_path, capsys):
+    (tmp_path / "results.csv").write_text("mine.jpg| 0| My own words .")
+    assert train.main(["--demo", "--data", str(tmp_path)]) == 2
+    assert "results.csv, which the demo did not draw" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
+
+
+def test_where_cider_is_always_0_the_loss_tells_the_best_epoch(trained, tmp_path, capsys):
+    """With one validation image no word is rarer than another: no epoch was better than the first.
+
+    A model to start from then never changed.
+    """
+    shutil.copytree(trained.data, tmp_path / "data")
+    val = tmp_path / "data" / "split_val.txt"
+    val.write_text(val.read_text().split("\n")[0])
+    flags = trained.flags(tmp_path, data=tmp_path / "data", epochs=1)
+    init = ["--init", str(trained.checkpoints / "best.pt"), "--learning-rate", "0.003"]
+    assert train.main([*flags, *init]) == 0
+    assert "warning: 1 validation images are few" in capsys.readouterr().err
+    assert checkpoint.load(tmp_path / "checkpoints" / "best.pt", CPU).epoch == 1
 
 
 def test_sigterm_saves_and_says_143(trained, tmp_path):
@@ -245,7 +291,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(trained, tmp_path, capsys, monk
 
 def test_a_last_step_that_breaks_the_weights_stops_the_run(trained, tmp_path, capsys):
     """There is no next loss to tell: the beam search found no caption and said "list index"."""
-    assert train.main(trained.flags(tmp_path, learning_rate=1e30, batch_size=100_000)) == 2
+    assert train.main(trained.flags(tmp_path, learning_rate=1e38, batch_size=100_000)) == 2
     err = capsys.readouterr().err
     assert "the loss is nan at step 2" in err
     assert "last good" not in err  # there is none
