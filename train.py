@@ -189,32 +189,8 @@ def train(settings: Settings, given: frozenset[str]) -> None:
     elif not settings.epochs and not resumed:
         raise cli.UsageError("--epochs 0 leaves out stage 1: give --init with a trained model.")
     if settings.demo and not (settings.data / "scenes.jsonl").is_file():
-        _refuse_to_draw_over(settings.data)
-        bar = partial(cli.progress, about="drawing scenes", unit="scene")
-        demo.draw(settings.data, size=settings.image_size, progress=bar)
-    if resumed and not settings.data.exists():
-        raise DataError(
-            f"{settings.data}, the data of the run to go on with, is not there: give --data."
-        )
-    corpus = load_corpus(settings.data, settings.captions)
-    log.info(corpus.describe())
-    if resumed and resumed.training["corpus"] != _names_of(corpus):
-        raise DataError(
-            f"{corpus.captions.path} and its photos are not those of the run to go on with: give "
-            "their place with --data, or learn from others with --init."
-        )
-    for split in ("train", "val"):
-        if not corpus.splits[split]:
-            raise DataError(
-                f"the {split} split of {corpus.captions.path} is empty (split by "
-                f"{corpus.split_source}): training needs images to learn from and to validate on. "
-                f"Name some in {corpus.captions.path.parent / f'split_{split}.txt'}, one a line."
-            )
-    if len(corpus.splits["val"]) < metrics.FEW:
-        log.warning(
-            f"warning: {len(corpus.splits['val'])} validation images are few: scores mean little "
-            f"below {metrics.FEW}. Name more in split_val.txt, one a line."
-        )
+        _draw_scenes(settings)
+    corpus = _corpus(settings, resumed)
     for folder in (settings.checkpoints, settings.runs):
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -709,14 +685,45 @@ def _rank(scores: Mapping[str, float]) -> tuple[float, float]:
     return scores["CIDEr"], -scores["loss"]
 
 
-def _refuse_to_draw_over(folder: Path) -> None:
-    """The demo's scenes go into a folder of their own; an interrupted drawing may be there."""
-    others = {path.name for path in folder.glob("*")} - {"flickr30k_images"}
+def _draw_scenes(settings: Settings) -> None:
+    """Draw the demo's data, into a folder of their own; an interrupted drawing may be there."""
+    others = {path.name for path in settings.data.glob("*")} - {"flickr30k_images"}
     if others:
         raise cli.UsageError(
-            f"{folder} holds {min(others)}, which the demo did not draw: leave --data out, or name "
-            "a new folder for its scenes."
+            f"{settings.data} holds {min(others)}, which the demo did not draw: leave --data out, "
+            "or name a new folder for its scenes."
         )
+    bar = partial(cli.progress, about="drawing scenes", unit="scene")
+    demo.draw(settings.data, size=settings.image_size, progress=bar)
+
+
+def _corpus(settings: Settings, resumed: Checkpoint | None) -> Corpus:
+    """The data set: fit for training, and the same as before if a run is gone on with."""
+    if resumed and not settings.data.exists():
+        raise DataError(
+            f"{settings.data}, the data of the run to go on with, is not there: give --data."
+        )
+    corpus = load_corpus(settings.data, settings.captions)
+    log.info(corpus.describe())
+    if resumed and resumed.training["corpus"] != _names_of(corpus):
+        raise DataError(
+            f"{corpus.captions.path} and its photos are not those of the run to go on with: give "
+            "their place with --data, or learn from others with --init."
+        )
+    for split in ("train", "val"):
+        if not corpus.splits[split]:
+            raise DataError(
+                f"the {split} split of {corpus.captions.path} is empty (split by "
+                f"{corpus.split_source}): training needs images to learn from and to validate on. "
+                f"Name some in {corpus.captions.path.parent / f'split_{split}.txt'}, one a line."
+            )
+    n_val = len(corpus.splits["val"])
+    if n_val < metrics.FEW:
+        log.warning(
+            f"warning: only {n_val} images to validate on: scores mean little below {metrics.FEW}. "
+            "Name more in split_val.txt, one a line."
+        )
+    return corpus
 
 
 @contextmanager

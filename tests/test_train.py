@@ -155,7 +155,7 @@ def test_where_cider_is_always_0_the_loss_tells_the_best_epoch(trained, tmp_path
     flags = trained.flags(tmp_path, data=tmp_path / "data", epochs=1)
     init = ["--init", str(trained.checkpoints / "best.pt"), "--learning-rate", "0.003"]
     assert train.main([*flags, *init]) == 0
-    assert "warning: 1 validation images are few" in capsys.readouterr().err
+    assert "warning: only 1 images to validate on" in capsys.readouterr().err
     assert checkpoint.load(tmp_path / "checkpoints" / "best.pt", CPU).epoch == 1
 
 
