@@ -86,7 +86,7 @@ def test_eight_captions_overfit():
     tokens = torch.cat([torch.full((8, 1), START), torch.randint(4, 20, (8, 6))], dim=1)
     tokens = torch.cat([tokens, torch.full((8, 1), END)], dim=1)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    for _ in range(300):
+    for _ in range(400):
         loss = F.cross_entropy(model(images, tokens, torch.arange(8)), targets(tokens))
         optimizer.zero_grad()
         loss.backward()
