@@ -183,7 +183,10 @@ def load_ensemble(paths: Sequence[Path], device: torch.device) -> list[Checkpoin
 
 def _read(path: Path, device: torch.device) -> dict[str, Any]:
     if path.is_dir():
-        raise DataError(f"{path} is a folder: name the model in it, such as {path / 'best.pt'}.")
+        raise DataError(
+            f"no checkpoint {path}, since {path} is a folder: name the model in it, such as "
+            f"{path / 'best.pt'}."
+        )
     if not path.is_file():
         others = sorted(path.parent.glob(f"*/{path.name}"), key=lambda p: p.stat().st_mtime)
         hint = f" There is {others[-1]}." if others else ""

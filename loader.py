@@ -163,11 +163,12 @@ def find_captions(folder: Path) -> Path:
         raise DataError(
             f"several captions files in {folder}: {names}. Choose one with --captions NAME."
         )
-    unknown = "".join(
-        f"{path.name} is there, but in none of the formats (CSV needs a header such as "
-        "image,caption). "
-        for path in files[:1]
-    )
+    unknown = ""
+    if files:
+        unknown = (
+            f"{files[0].name} is there, but in none of the formats (CSV needs a header such as "
+            "image,caption). "
+        )
     raise DataError(
         f"no captions file in {folder}. {unknown}Expected: results.csv (Flickr30k), captions.txt, "
         "Karpathy's JSON or another format of the README. Put it there, name another folder with "
@@ -358,6 +359,12 @@ class Corpus:
     splits: dict[str, list[Example]]
     n_missing: int
     split_source: str
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells its images and their splits from others, wherever they lie."""
+        names = [f"{split} {e.name}" for split, of in self.splits.items() for e in of]
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
     def describe(self) -> str:
         """Two readable lines: what was found and how it is split."""

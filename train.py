@@ -98,18 +98,16 @@ class Settings:
 if __name__ == "__main__":  # before the slow imports
     cli.answer_at_once(Settings)
 
-import hashlib
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -203,7 +201,7 @@ def train(settings: Settings, given: frozenset[str]) -> None:
     if not resumed:
         settings = replace(settings, run_name=settings.run_name or started_at)
     run = Run(settings, model, vocabulary, corpus, started_at)
-    with _only_run_in(settings.checkpoints):
+    with _hold(settings.checkpoints):
         run.fit(resumed)
     print(_closing_block(run))
 
@@ -584,7 +582,7 @@ class Run:
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state_all(),
             "place": self.place.state(),
-            "corpus": _names_of(self.corpus),
+            "corpus": self.corpus.fingerprint,
         }
 
     def restore(self, resumed: Checkpoint) -> None:
@@ -705,7 +703,7 @@ def _corpus(settings: Settings, resumed: Checkpoint | None) -> Corpus:
         )
     corpus = load_corpus(settings.data, settings.captions)
     log.info(corpus.describe())
-    if resumed and resumed.training["corpus"] != _names_of(corpus):
+    if resumed and resumed.training["corpus"] != corpus.fingerprint:
         raise DataError(
             f"{corpus.captions.path} and its photos are not those of the run to go on with: give "
             "their place with --data, or learn from others with --init."
@@ -726,31 +724,22 @@ def _corpus(settings: Settings, resumed: Checkpoint | None) -> Corpus:
     return corpus
 
 
-@contextmanager
-def _only_run_in(folder: Path) -> Iterator[None]:
-    """Hold a folder of checkpoints, which two runs at once would ruin for each other.
+def _hold(folder: Path) -> AcquireReturnProxy:
+    """Keep a folder of checkpoints to this run: two at once would ruin them for each other.
+
+    Returns:
+        A context manager, at whose end the folder is free again.
 
     Raises:
         UsageError: another run holds it.
     """
-    lock = FileLock(folder / "running.lock")
     try:
-        lock.acquire(blocking=False)
+        return FileLock(folder / "running.lock").acquire(blocking=False)
     except Timeout:
         raise cli.UsageError(
             f"another run writes to {folder}: wait for it, or name another folder with "
             "--checkpoints."
         ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _names_of(corpus: Corpus) -> str:
-    """What tells the images of a run from others, wherever they lie."""
-    names = [f"{split} {e.name}" for split, of in corpus.splits.items() for e in of]
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 def _vocabulary(settings: Settings, corpus: Corpus, init: Checkpoint | None) -> Vocabulary:
@@ -790,8 +779,9 @@ def _describe(
     weights = f"of {settings.init}" if settings.init else settings.encoder_weights
     encoder = 0 if is_scratch else sum(p.numel() for p in model.encoder.parameters())
     n_trained = sum(p.numel() for p in model.parameters()) - encoder
-    from_scratch = "trained on" if settings.init else "trained from scratch"
-    state = from_scratch if is_scratch else "frozen"
+    state = "frozen"
+    if is_scratch:
+        state = "trained on" if settings.init else "trained from scratch"
     return (
         f"vocabulary  {len(vocabulary):,} words, met {settings.freq_threshold} times or more in "
         f"training captions ({vocabulary.language})\n"
@@ -824,17 +814,13 @@ def _resumed_settings(settings: Settings, given: frozenset[str], resumed: Checkp
     changeable = CHANGEABLE.union(*ahead)
     for name, value in now.items():
         if name not in changeable and value != before[name]:
+            was = "left out" if before[name] is None else before[name]
             raise cli.UsageError(
-                f"{cli.flag(name)} is {_shown(before[name])} in the run to go on with, not "
-                f"{value}: leave the flag out, or start afresh without --resume."
+                f"{cli.flag(name)} is {was} in the run to go on with, not {value}: leave "
+                "the flag out, or start afresh without --resume."
             )
     changed = {**now, "checkpoints": settings.checkpoints, "device": settings.device}
     return Settings(**{**before, **changed})
-
-
-def _shown(value: object) -> object:
-    """A setting as people write it."""
-    return "left out" if value is None else value
 
 
 def _inherited_settings(settings: Settings, given: frozenset[str], init: Checkpoint) -> Settings:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from bench import DEVICE, Row, tell
+from bench import BATCH, DEVICE, Row, tell
 from torch import Tensor, nn
 from torchvision import models
 
@@ -24,7 +24,6 @@ import resnet
 from loader import load_corpus, read_pictures
 from model import PIXEL_MEAN, PIXEL_STD, ImageCaptioningModel, caption, has_half_precision
 
-BATCH = 32
 Encode = Callable[[Tensor], Tensor]
 
 

@@ -134,7 +134,7 @@ def test_pictures_may_come_and_go_while_their_folder_is_described(
         (["--image", "a.png", "--checkpoint", "missing.pt"], "no checkpoint missing.pt"),
         (["--image", "a.png", "--checkpoint", "notes.txt"], "notes.txt is no checkpoint"),
         (["--image", "a.png", "--checkpoint", "a.png"], "a.png is no checkpoint"),
-        (["--image", "a.png", "--checkpoint", "empty"], "empty is a folder"),
+        (["--image", "a.png", "--checkpoint", "empty"], "no checkpoint empty"),
         (["--image", "a.png", "--output", "captions.xlsx"], ".csv or .jsonl"),
         (["--image", "a.png", "--output", "notes.txt/x.csv"], "notes.txt"),
         (["--image", "a.png", "--beam-size", "0"], "--beam-size must be at least 1"),
