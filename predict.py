@@ -89,7 +89,7 @@ def predict(settings: Settings) -> int:
         for path, found in _describe(settings, models, paths):
             if isinstance(found, DataError):
                 n_failed += 1
-                log.error(f"error: {found}")
+                log.error(f"error: {found}", exc_info=found if settings.debug else None)
                 continue
             for rank, hypothesis in enumerate(found[: settings.n_best], start=1):
                 text = vocabulary.text(hypothesis.tokens)

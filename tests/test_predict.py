@@ -106,6 +106,15 @@ def test_a_bad_picture_among_good_ones_is_named_and_the_rest_done(trained, folde
     assert len(err.splitlines()) == 1
 
 
+def test_debug_shows_where_a_pictures_error_comes_from(trained, folder, capsys):
+    (folder / "b.JPG").write_bytes(b"no picture")
+    assert run(trained, "--image", folder, "--debug") == 1
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2
+    assert "Traceback" in err
+    assert "read_image" in err
+
+
 def test_pictures_may_come_and_go_while_their_folder_is_described(
     trained, folder, capsys, monkeypatch
 ):
