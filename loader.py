@@ -70,7 +70,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
-        with part.open("rb") as file:
+        with part.open("r+b") as file:  # Windows flushes only what may be written to
             os.fsync(file.fileno())
         part.replace(path)
     finally:
@@ -155,11 +155,25 @@ def find_captions(folder: Path) -> Path:
         for path in files:
             if path.name == name and _reader_of(path):
                 return path
-    found = [path for path in files if _reader_of(path)]
-    if len(found) == 1 or (found and all(path.name.startswith("captions_") for path in found)):
-        return found[0]
+    found: dict[Path, Callable[[Path, Captions], None]] = {}
+    broken: list[DataError] = []
+    for path in files:
+        try:
+            reader = _reader_of(path)
+        except DataError as error:  # perhaps no captions at all
+            broken.append(error)
+            continue
+        if reader:
+            found[path] = reader
+    are_cocos = all(
+        path.name.startswith("captions_") and reader is _read_coco for path, reader in found.items()
+    )
+    if len(found) == 1 or (found and are_cocos):
+        return next(iter(found))
+    if broken and not found:
+        raise broken[0]
     if found:
-        names = ", ".join(str(path.relative_to(folder)) for path in found[:5])
+        names = ", ".join(str(path.relative_to(folder)) for path in list(found)[:5])
         raise DataError(
             f"several captions files in {folder}: {names}. Choose one with --captions NAME."
         )
@@ -222,6 +236,10 @@ def _read_token(path: Path, captions: Captions) -> None:
         captions.add(key.rsplit("#", 1)[0], caption)
 
 
+OTHER_NAMES = {
+    **{"training": "train", "restval": "train"},
+    **{"dev": "val", "valid": "val", "validation": "val", "testing": "test"},
+}
 IMAGE_COLUMNS = ("image", "file_name", "filename", "image_name")
 CAPTION_COLUMNS = ("caption", "text", "comment")
 
@@ -269,7 +287,9 @@ def _json_reader(path: Path) -> Callable[[Path, Captions], None] | None:
         return None
     if "sentences" in images[0]:
         return _read_karpathy
-    return _read_coco if "annotations" in content else None
+    annotations = content.get("annotations")
+    is_coco = isinstance(annotations, list) and annotations and "caption" in annotations[0]
+    return _read_coco if is_coco else None  # COCO's zip has annotations of other kinds as well
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -308,8 +328,8 @@ def _read_coco(path: Path, captions: Captions) -> None:
 
 
 def _add_split(captions: Captions, image: str, split: str | None) -> None:
-    names = {"restval": "train", "dev": "val", "validation": "val"}
-    split = names.get(split, split) if split else None
+    split = str(split or "").strip().lower()
+    split = OTHER_NAMES.get(split, split)
     if split in SPLITS:
         captions.split_of[image] = split
 
@@ -378,6 +398,9 @@ class Corpus:
         if self.n_missing:
             notes.append(f"{self.n_missing:,} images missing, left out")
         sizes = ", ".join(f"{len(self.splits[split]):,} {split}" for split in SPLITS)
+        n_unused = n_images - self.n_missing - sum(map(len, self.splits.values()))
+        if n_unused:
+            sizes += f", {n_unused:,} in no split, left out"
         return (
             f"captions    {self.captions.path}: {', '.join(notes)}\n"
             f"images      {sizes} (split by {self.split_source})"
@@ -392,8 +415,10 @@ def load_corpus(folder: Path, captions_name: str = "") -> Corpus:
         captions_name: a captions file in the folder, where it holds several.
 
     Raises:
-        DataError: no folder, no captions, or not one of their images present.
+        DataError: no folder, no captions, two captions files, or not one of the images present.
     """
+    if captions_name and folder.is_file():
+        raise DataError(f"--data names a captions file, {folder}: leave --captions out.")
     chosen = captions_name and folder.is_dir()
     path = folder / captions_name if chosen else find_captions(folder)
     if not path.is_file():
@@ -425,10 +450,11 @@ def load_corpus(folder: Path, captions_name: str = "") -> Corpus:
 def _find_pictures(folder: Path, captions: Captions) -> dict[str, Path]:
     """Image name → path, for the images that are there.
 
-    A name is a path below the captions file or the folder, else a bare file name found anywhere
-    below the folder, the shallowest first: Kaggle's zip of Flickr30k holds each picture twice.
+    A name is a path below the captions file or the folder, or the end of one, the shallowest
+    first: Kaggle's zip of Flickr30k holds each picture twice. Its last part alone is enough where
+    no other image ends in the same.
     """
-    below: dict[str, Path] = {}
+    below: dict[str, list[Path]] = {}
     seen: set[Path] = set()  # folders: a link may lead back to one above it
     level = [folder]
     while level:  # level by level: the shallowest first
@@ -437,20 +463,21 @@ def _find_pictures(folder: Path, captions: Captions) -> dict[str, Path]:
         for entry in entries:
             path = Path(entry.path)
             if not entry.is_dir():
-                below.setdefault(entry.name, path)
+                below.setdefault(entry.name, []).append(path)
             elif path.resolve() not in seen:
                 seen.add(path.resolve())
                 level.append(path)
+    last_part = {name: name.rsplit("/", 1)[-1] for name in captions.of_image}
+    n_called = Counter(last_part.values())
     found = {}
-    for name in captions.of_image:
-        bare = name.rsplit("/", 1)[-1]
-        if "/" in name:
-            for parent in (captions.path.parent, folder):
-                if (parent / name).is_file():
-                    found[name] = parent / name
-                    break
-        if name not in found and bare in below:
-            found[name] = below[bare]
+    for name, bare in last_part.items():
+        places = (captions.path.parent, folder) if "/" in name else ()
+        named = [place / name for place in places if (place / name).is_file()]
+        there = below.get(bare, [])
+        named += [path for path in there if path.as_posix().endswith(f"/{name}")]
+        named += there if n_called[bare] == 1 else []
+        if named:
+            found[name] = named[0]
     return found
 
 
@@ -458,11 +485,8 @@ def _split(names: list[str], captions: Captions, folder: Path) -> tuple[dict[str
     """Image name → split, and where that comes from; names that no list names are left out."""
     if captions.split_of:
         return captions.split_of, f"{captions.path.name} itself"
-    for place, source in (
-        (captions.path.parent, f"the lists in {captions.path.parent}"),
-        (folder, f"the lists in {folder}"),
-        (PUBLISHED_SPLIT, "Flickr30k's published lists"),
-    ):
+    sources = {place: f"the lists in {place}" for place in (captions.path.parent, folder)}
+    for place, source in (*sources.items(), (PUBLISHED_SPLIT, "Flickr30k's published lists")):
         split_of = _split_by_lists(names, place)
         if split_of:
             return split_of, source
@@ -479,6 +503,11 @@ def _split_by_lists(names: list[str], place: Path) -> dict[str, str]:
                 has_train |= split == "train"
                 listed |= {line.strip(): split for line in _lines(path)}
     split_of = {name: listed[name] for name in names if name in listed}
+    if listed and not split_of and place.resolve() != PUBLISHED_SPLIT.resolve():
+        log.warning(
+            f"warning: the lists in {place} name none of the images, as {names[0]}: they are not "
+            "used."
+        )
     if split_of and not has_train:
         split_of |= {name: "train" for name in names if name not in listed}
     return {name: split_of[name] for name in names if name in split_of}
@@ -495,6 +524,8 @@ def _split_by_hash(name: str) -> str:
 
 CLITICS = {"'", "'s", "'re", "'m", "'ll", "'d", "'ve", "n't"}  # written without a blank before
 
+
+UNSPACED = {"zh", "ja", "th", "lo", "my", "km", "bo"}  # written without blanks between words
 
 # A picture with one of these in its captions is another one in the mirror.
 SIDES = {
@@ -525,7 +556,7 @@ class Vocabulary:
         words: id → word, ``SPECIAL_TOKENS`` first, then the most frequent first.
         counts: id → how often it was met in the captions it was built from.
         language: a code that ``spacy.blank`` knows, or the name of an installed pipeline.
-        separator: what stands between words: a blank, nothing in Chinese or Japanese.
+        separator: what stands between words: a blank, nothing in ``UNSPACED`` languages.
     """
 
     def __init__(
@@ -557,7 +588,7 @@ class Vocabulary:
             [*SPECIAL_TOKENS, *kept],
             [0, 0, 0, n_unknown, *(count_of[word] for word in kept)],
             language=language,
-            separator=" " if tokenizer.has_letters else "",
+            separator="" if tokenizer.language in UNSPACED else " ",
         )
         vocabulary.__dict__["tokenizer"] = tokenizer  # its memory of words seen is worth keeping
         return vocabulary
@@ -629,6 +660,7 @@ class Tokenizer:
                 f"spaCy has no language {language!r}: give --language a code as en, fr or de, or "
                 f"the name of an installed pipeline. ({reason})"
             ) from error
+        self.language = pipeline.lang
         self.has_letters = pipeline.vocab.writing_system.get("has_letters", True)
         self._spacy = pipeline.tokenizer
         self._known: dict[str, list[str]] = {}

@@ -1,6 +1,7 @@
 import io
 import itertools
 import json
+import os
 import random
 import re
 import subprocess
@@ -85,7 +86,10 @@ def test_a_row_without_its_second_bar_is_repaired(tmp_path):
     assert (captions.n_repaired, captions.n_skipped) == (1, 1)
 
 
-SAID = {"a.jpg": "train", "b.jpg": "validation", "c.jpg": "test", "d.jpg": "restval"}
+SAID = {
+    **{"a.jpg": "train", "b.jpg": "validation", "c.jpg": "test", "d.jpg": "restval"},
+    **{"e.jpg": "Valid", "f.jpg": " training"},
+}
 SPLITS_SAID = {
     "json": json.dumps({"images": [json.loads(karpathy([(name, ["x"])], split=split))["images"][0]
                                    for name, split in SAID.items()]}),
@@ -101,7 +105,7 @@ def test_splits_in_the_file(tmp_path, suffix):
     path.write_text(SPLITS_SAID[suffix])
     captions = read_captions(path)
     wanted = {"a.jpg": "train", "b.jpg": "val", "c.jpg": "test", "d.jpg": "train"}
-    assert captions.split_of == wanted
+    assert captions.split_of == {**wanted, "e.jpg": "val", "f.jpg": "train"}
 
 
 def test_karpathys_coco_names_pictures_by_folder(tmp_path):
@@ -132,6 +136,31 @@ def test_coco_train_and_val_are_read_together(tmp_path):
     corpus = loader.load_corpus(tmp_path)
     found = {split: [e.name for e in examples] for split, examples in corpus.splits.items()}
     assert found == {**names, "test": []}
+
+
+def test_cocos_other_annotations_are_no_captions(tmp_path):
+    """They lie beside the captions in COCO's zip, and hold images and annotations as well."""
+    names = ["captions_train2017.json", "captions_val2017.json", "instances_val2017.json"]
+    for name in names:
+        text = coco([(f"{name}.jpg", "x")])
+        (tmp_path / name).write_text(text.replace("caption", "bbox") if "inst" in name else text)
+    assert loader.find_captions(tmp_path).name == names[0]
+
+
+def test_a_file_of_another_kind_does_not_end_the_search(tmp_path):
+    (tmp_path / "log.json").write_text('{"half": ')
+    with pytest.raises(DataError, match="no valid JSON"):
+        loader.find_captions(tmp_path)
+    (tmp_path / "mine.csv").write_text("image,caption\na.jpg,x\n")
+    assert loader.find_captions(tmp_path).name == "mine.csv"
+
+
+def test_several_files_that_are_not_cocos_have_to_be_chosen_from(tmp_path):
+    """The second was left out without a word."""
+    for name in ("captions_en.csv", "captions_fr.csv"):
+        (tmp_path / name).write_text("image,caption\na.jpg,x\n")
+    with pytest.raises(DataError, match="Choose one with --captions"):
+        loader.find_captions(tmp_path)
 
 
 LATIN = "un garçon".encode("latin-1")
@@ -191,6 +220,8 @@ def test_looking_for_captions_says_what_to_do(tmp_path):
     (tmp_path / "a.jpg").touch()
     assert loader.load_corpus(tmp_path, "two.csv").captions.path.name == "two.csv"
     assert loader.load_corpus(tmp_path / "one.csv").captions.path.name == "one.csv"
+    with pytest.raises(DataError, match=r"one.csv: leave --captions out"):
+        loader.load_corpus(tmp_path / "one.csv", "two.csv")
     (tmp_path / "captions.txt").write_text("image,caption\na.jpg,x\n")
     assert loader.find_captions(tmp_path).name == "captions.txt"  # well known: no need to choose
 
@@ -241,6 +272,26 @@ def test_a_second_copy_of_the_pictures_does_not_count(tmp_path, copy):
     assert all(len(e.captions) == 2 for e in examples)
 
 
+def test_pictures_of_the_same_name_in_two_folders_are_told_apart(tmp_path):
+    """Both names once got the first of the two pictures."""
+    (tmp_path / "captions.csv").write_text("image,caption\ncats/1.jpg,cat\ndogs/1.jpg,dog\n")
+    for place in ("photos/cats", "photos/dogs"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "1.jpg").touch()
+    corpus = loader.load_corpus(tmp_path)
+    found = {e.captions[0]: e.path.parent.name for s in corpus.splits.values() for e in s}
+    assert found == {"cat": "cats", "dog": "dogs"}
+    (tmp_path / "photos/dogs/1.jpg").unlink()
+    assert loader.load_corpus(tmp_path).n_missing == 1
+
+
+def test_a_picture_is_found_by_its_last_part_where_that_is_enough(tmp_path):
+    (tmp_path / "captions.csv").write_text("image,caption\n/home/else/1.jpg,cat\n")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/1.jpg").touch()
+    assert loader.load_corpus(tmp_path).n_missing == 0
+
+
 def test_pictures_behind_a_link_to_their_folder_are_found(tmp_path):
     """Who keeps the photos elsewhere links to them."""
     for folder in ("elsewhere", "data"):
@@ -276,6 +327,23 @@ def test_lists_beside_the_captions(tmp_path):
     (tmp_path / "captions.token").unlink()  # what the file itself says goes before the lists
     (tmp_path / "k.json").write_text(karpathy([(name, ["x"]) for name in names], split="test"))
     assert names_of(loader.load_corpus(tmp_path))["test"] == set(names)
+
+
+def test_images_in_no_split_are_counted(tmp_path):
+    names = [f"{i}.jpg" for i in range(6)]
+    corpus_of(tmp_path, names)
+    (tmp_path / "captions.token").unlink()
+    rows = [f"{name},x,{'train' if name < '4' else 'spare'}" for name in names]
+    (tmp_path / "captions.csv").write_text("\n".join(["image,caption,split", *rows]))
+    assert "4 train, 0 val, 0 test, 2 in no split" in loader.load_corpus(tmp_path).describe()
+
+
+def test_lists_that_name_nothing_are_told(tmp_path, caplog):
+    """Names without ".jpg" did nothing, and said nothing."""
+    (tmp_path / "split_val.txt").write_text("0\n1\n")
+    corpus = corpus_of(tmp_path, ["0.jpg", "1.jpg"])
+    assert "hash" in corpus.split_source
+    assert caplog.text.count("name none of the images, as 0.jpg") == 1
 
 
 def test_flickr30k_has_its_published_split(tmp_path):
@@ -678,3 +746,13 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     with loader.whole_file(path) as part:
         part.write_text("new")
     assert [(p.name, p.read_text()) for p in path.parent.iterdir()] == [("a.txt", "new")]
+
+
+def test_a_file_is_flushed_through_a_handle_that_may_write(tmp_path, monkeypatch):
+    """Windows flushes no other: no checkpoint could be saved there."""
+    fcntl = pytest.importorskip("fcntl")
+    modes = []
+    monkeypatch.setattr(loader.os, "fsync", lambda fd: modes.append(fcntl.fcntl(fd, fcntl.F_GETFL)))
+    with loader.whole_file(tmp_path / "a.txt") as part:
+        part.write_text("x")
+    assert [mode & os.O_ACCMODE for mode in modes] == [os.O_RDWR]
