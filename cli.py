@@ -71,6 +71,8 @@ class SearchSettings:
         check(self)
         if not 0 < self.top_p <= 1:
             raise ValueError(f"--top-p must be above 0 and at most 1, got {self.top_p}")
+        if self.top_p < 1 and not self.temperature:
+            raise ValueError("--top-p is for captions drawn at random: give --temperature too")
 
 
 def check(settings: Any) -> None:

@@ -7,7 +7,7 @@ browse.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cli
@@ -50,6 +50,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 
 import checkpoint
 import features
@@ -62,8 +63,12 @@ from model import Hypothesis, Search, caption
 log = logging.getLogger(__name__)
 
 
-def evaluate(settings: Settings) -> None:
-    """Describe the split's images, score the captions, print the scores, write the report."""
+def evaluate(settings: Settings) -> int:
+    """Describe the split's images, score the captions, print the scores, write the report.
+
+    Returns:
+        The exit status, which tells whether all pictures could be read.
+    """
     if settings.output and settings.output.exists() and not settings.overwrite:
         raise DataError(f"{settings.output} exists: give --overwrite to replace it.")
     models = checkpoint.load_ensemble(settings.checkpoint, cli.device(settings.device))
@@ -84,7 +89,8 @@ def evaluate(settings: Settings) -> None:
         "checkpoint": " ".join(map(str, settings.checkpoint)),
         "split": settings.split,
         "images": len(captions),
-        "beam_size": search.beam_size,
+        **{name: value for name, value in asdict(search).items() if name != "not_last"},
+        "seed": settings.seed,
         **scores,
         **{f"{name} (official)": value for name, value in official.items()},
         **habits,
@@ -106,6 +112,8 @@ def evaluate(settings: Settings) -> None:
             progress=partial(cli.progress, about="writing the report", unit="picture"),
         )
         log.info(f"written to {settings.output}")
+    is_whole = len(examples) == len(corpus.splits[settings.split])
+    return cli.DONE if is_whole else cli.SOME_FAILED
 
 
 def _corpus(settings: Settings, trained: Checkpoint) -> Corpus:
@@ -130,7 +138,7 @@ def _describe(
     settings: Settings, models: Sequence[Checkpoint], examples: list[Example], search: Search
 ) -> tuple[list[Example], list[list[Hypothesis]]]:
     """The examples whose pictures can be read, and what the models propose for each."""
-    seen = []
+    seen: list[dict[str, Tensor]] = []  # each model's image vectors, by the image's name
     for trained in models:
         examples, rows = features.prepare_examples(
             examples,
@@ -140,8 +148,9 @@ def _describe(
             device=trained.model.words.weight.device,
             progress=partial(cli.progress, about="looking at pictures", unit="picture"),
         )
-        seen.append(rows)
-    return examples, caption([trained.model for trained in models], seen, search)
+        seen.append({e.name: row for e, row in zip(examples, rows, strict=True)})
+    images = [[vectors[example.name] for example in examples] for vectors in seen]
+    return examples, caption([trained.model for trained in models], images, search)
 
 
 def _habits(
@@ -220,10 +229,10 @@ def _print(
     habits: dict[str, float],
 ) -> None:
     """A table for people, a line of JSON for scripts."""
-    print(
-        f"{summary['checkpoint']} on {summary['images']:,} {summary['split']} images, "
-        f"beam {summary['beam_size']}\n"
-    )
+    way = f"beam {summary['beam_size']}"
+    if summary["temperature"]:
+        way = f"drawn at temperature {summary['temperature']:g}"
+    print(f"{summary['checkpoint']} on {summary['images']:,} {summary['split']} images, {way}\n")
     width = max(map(len, habits))
     if official:
         print(f"{'':<{width}}    ours  official")

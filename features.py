@@ -2,7 +2,7 @@
 
 With a frozen encoder that is each picture's vector; with an encoder that trains, its pixels at the
 model's size. Rows are memory-mapped, found again only for the very same file, network and size,
-and safe to delete at any time.
+and safe to delete between runs.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def predict(settings: Settings) -> int:
                 text = f"{text[:1].upper()}{text[1:]}." if settings.sentence else text
                 write(Caption(str(path), rank, text, hypothesis.log_prob))
         if n_failed == len(paths):
-            return cli.FAILED
+            raise SystemExit(cli.FAILED)  # an output file that was there stays as it is
     return cli.SOME_FAILED if n_failed else cli.DONE
 
 
@@ -147,7 +147,9 @@ def _writer(settings: Settings, *, one: bool) -> Iterator[Write]:
         columns = [*([] if one else ["image"]), *columns, "caption"]
         yield partial(_print_row, columns)
         return
-    with whole_file(settings.output) as part, part.open("w", encoding="utf-8", newline="") as file:
+    # A name that is no UTF-8 is escaped, so that the file as a whole can still be read.
+    way = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    with whole_file(settings.output) as part, part.open("w", **way) as file:
         if settings.output.suffix == ".jsonl":
             yield lambda row: print(json.dumps(vars(row), ensure_ascii=False), file=file)
         else:
@@ -165,6 +167,7 @@ def _print_row(columns: list[str], row: Caption) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Describe the pictures that the command line names; the exit status."""
     settings, _ = cli.parse(Settings, argv)
+    sys.stdout.reconfigure(errors="surrogateescape")  # names of files are printed as they are
     return cli.run(lambda: predict(settings), settings, errors=(DataError,))
 
 

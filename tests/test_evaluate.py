@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import sys
 import types
 
@@ -9,6 +10,7 @@ import torch
 import checkpoint
 import demo
 import evaluate
+import features
 from loader import load_corpus
 
 
@@ -52,6 +54,7 @@ def test_a_folder_with_only_a_test_split(trained, tmp_path, capsys):
         (["--checkpoint", "nowhere.pt"], "no checkpoint nowhere.pt"),
         (["--checkpoint", "tests"], "tests is a folder: name the model in it"),
         (["--top-p", "2"], "--top-p must be above 0"),
+        (["--top-p", "0.9"], "give --temperature too"),
         (["--output", "report.pdf"], "must end in .html or .json"),
     ],
 )
@@ -72,6 +75,42 @@ def test_an_ensemble_of_one_model_is_that_model(trained, tmp_path, capsys):
     together = last_line(capsys)
     assert together["checkpoint"] == f"{best} {best}"
     assert together["CIDEr"] == pytest.approx(alone["CIDEr"])
+
+
+def test_a_picture_that_cannot_be_read_is_told_by_the_exit_status(trained, tmp_path, capsys):
+    data = shutil.copytree(trained.data, tmp_path / "data")
+    examples = load_corpus(data).splits["val"]
+    examples[0].path.write_bytes(b"no picture")
+    assert run(trained, tmp_path, "--data", data) == 1
+    assert last_line(capsys)["images"] == len(examples) - 1
+
+
+def test_models_that_can_read_different_pictures_see_the_same_ones(
+    trained, tmp_path, capsys, monkeypatch
+):
+    """One has them in its cache, another must read them anew and finds one gone."""
+    prepare, n_calls = features.prepare_examples, 0
+
+    def all_but_the_first(examples, *args, **options):
+        nonlocal n_calls
+        n_calls += 1
+        examples, rows = prepare(examples, *args, **options)
+        return (examples[1:], list(rows)[1:]) if n_calls == 2 else (examples, rows)
+
+    monkeypatch.setattr(features, "prepare_examples", all_but_the_first)
+    assert run(trained, tmp_path, "--checkpoint", trained.checkpoints / "best.pt") == 1
+    two = json.loads(capsys.readouterr().out.splitlines()[-1])
+    alone = load_corpus(trained.data).splits["val"]
+    assert two["images"] == len(alone) - 1
+
+
+def test_scores_come_with_the_settings_they_were_written_by(trained, tmp_path, capsys):
+    assert run(trained, tmp_path, "--temperature", "0.5", "--seed", "7") == 0
+    out = capsys.readouterr().out
+    assert "drawn at temperature 0.5" in out
+    found = json.loads(out.splitlines()[-1])
+    asked = ("temperature", "seed", "top_p", "length_penalty", "no_repeat", "max_words")
+    assert [found[name] for name in asked] == [0.5, 7, 1.0, 1.0, 3, 20]
 
 
 def test_tells_what_exposes_a_dull_model(trained, tmp_path, capsys):

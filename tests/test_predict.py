@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,32 @@ def test_a_bad_picture_among_good_ones_is_named_and_the_rest_done(trained, folde
     assert len(out.splitlines()) == 2
     assert str(folder / "b.JPG") in err
     assert len(err.splitlines()) == 1
+
+
+def test_an_output_file_stays_if_no_picture_can_be_read(trained, folder, tmp_path, capsys):
+    """An old table of captions was replaced by an empty one."""
+    output = tmp_path / "captions.csv"
+    output.write_text("old")
+    flags = ("--image", folder / "notes.txt", "--output", output, "--overwrite")
+    assert run(trained, *flags) == 2
+    assert output.read_text() == "old"
+    assert "written" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_name_that_is_no_utf8_does_not_end_the_run(trained, folder, tmp_path, suffix):
+    """As old zips leave them."""
+    odd = os.fsdecode(bytes(folder / "caf") + b"\xe9.png")
+    (folder / "a.png").rename(odd)
+    output = tmp_path / f"captions{suffix}"
+    assert run(trained, "--image", folder, "--output", output) == 0
+    assert "caf\\udce9.png" in output.read_text(encoding="utf-8")
+    if suffix == ".jsonl":
+        assert json.loads(output.read_text(encoding="utf-8").splitlines()[1])["image"] == odd
+    model = ["--checkpoint", trained.checkpoints / "best.pt"]
+    command = [sys.executable, ROOT / "predict.py", *model, "--image", folder]
+    done = subprocess.run(command, capture_output=True, check=True)
+    assert os.fsencode(odd) + b"\t" in done.stdout
 
 
 def test_debug_shows_where_a_pictures_error_comes_from(trained, folder, capsys):
