@@ -35,7 +35,7 @@ class Checkpoint:
         vocabulary: the words of the model's ids.
         settings: those of the training run, plain values by name.
         epoch: how many epochs it was trained.
-        scores: validation scores of this epoch, by name.
+        scores: validation scores of the best epoch so far, by name.
         started_at: when the run began, as ``2026-01-31_18-30-00``.
         training: what it takes to go on with the run; empty in ``best.pt``.
     """
@@ -102,7 +102,7 @@ def load(path: Path, device: torch.device) -> Checkpoint:
     """Read a checkpoint and build its model.
 
     Raises:
-        DataError: there is no such file, it is no checkpoint, damaged, or of a newer format.
+        DataError: there is no such file, it is no checkpoint, damaged, or of another format.
             Damaged is also one whose weights are not numbers.
     """
     content = _read(path, device)
@@ -261,7 +261,9 @@ def _free(path: Path) -> Path:
 def describe(checkpoint: Checkpoint) -> str:
     """A model card in Markdown: what the model is, what it saw, what it scored."""
     options, settings = checkpoint.model.options, checkpoint.settings
-    scores = "\n".join(f"| {name} | {value:.1f} |" for name, value in checkpoint.scores.items())
+    scores = "\n".join(
+        f"| {name} | {value:.1f} |" for name, value in checkpoint.scores.items() if name != "loss"
+    )
     return (
         f"**{options['encoder']} + LSTM**, {len(checkpoint.vocabulary):,} words "
         f"({checkpoint.vocabulary.language}), embedding {options['embedding_size']}, hidden "

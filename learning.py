@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.optim import AdamW
 
+from cli import uninterrupted
 from model import ALL_STAGES, ImageCaptioningModel
 
 CACHED_SCORES = 2**17  # half a MB: stays in a core's cache
@@ -129,9 +130,8 @@ class Average:
         """Begin with the weights as they are; with ``decay`` 0 the last ones serve, at no cost."""
         self.decay, self.n_updates = decay, 0
         self.weights = [p for p in model.parameters() if p.requires_grad and decay]
-        if (
-            decay and model.trained_stages == ALL_STAGES
-        ):  # BatchNorm's statistics belong to the weights
+        # Where BatchNorm trains its statistics belong to the weights.
+        if decay and model.trained_stages == ALL_STAGES:
             self.weights += [b for b in model.buffers() if b.is_floating_point()]
         self.means = [weight.detach().clone() for weight in self.weights]
 
@@ -147,11 +147,16 @@ class Average:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The model with the mean weights, for the length of the block."""
-        self._swap()
+        is_swapped = False
         try:
+            with uninterrupted():  # half swapped, both would be lost
+                self._swap()
+                is_swapped = True
             yield
         finally:
-            self._swap()
+            if is_swapped:
+                with uninterrupted():
+                    self._swap()
 
     @torch.no_grad()
     def _swap(self) -> None:

@@ -41,7 +41,7 @@ class RunLog:
 
     def __init__(self, folder: Path, *, step: int = 0) -> None:
         """Open the folder; what an interrupted run logged after ``step`` is hidden."""
-        self.writer = SummaryWriter(str(folder), purge_step=step or None)
+        self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
         if not step:
             self.writer.add_custom_scalars(LAYOUT)
 

@@ -165,9 +165,7 @@ class CiderD:
     the score.
 
     Args:
-        references: for each image its tokenised captions.
-        document_frequency_from: the same of the images in which n-grams are counted, such as the
-            training images when scores serve as rewards; by default ``references``.
+        references: for each image its tokenised captions; n-grams are counted in these images.
 
     Raises:
         ValueError: no images, or an image without references.
@@ -175,19 +173,13 @@ class CiderD:
     Source: Vedantam et al. 2015, arXiv:1411.5726, section 6; the numbers are coco-caption's.
     """
 
-    def __init__(
-        self,
-        references: Sequence[Sequence[Words]],
-        document_frequency_from: Sequence[Sequence[Words]] | None = None,
-    ) -> None:
-        corpus = references if document_frequency_from is None else document_frequency_from
+    def __init__(self, references: Sequence[Sequence[Words]]) -> None:
         _check(references)
-        _check(corpus)
         n_images: Counter[Ngram] = Counter()
-        for image in corpus:
+        for image in references:
             n_images.update(set().union(*(_ngrams(words) for words in image)))
         # An n-gram of one image weighs as much as one never seen. Most are: they need no entry.
-        self._rarest = math.log(len(corpus))
+        self._rarest = math.log(len(references))
         self._idf = {ngram: self._rarest - math.log(n) for ngram, n in n_images.items() if n > 1}
         self._references = references
         self._image = lru_cache(maxsize=256)(self._prepare)

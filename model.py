@@ -2,7 +2,7 @@
 
 The image is read as the first "word" of the sentence, as the paper has it. It is also added to
 every word that is read: seen all along, it need not be remembered, which is worth nine CIDEr on
-Flickr8k. This file knows ids, not words, and nothing of files, losses or devices.
+Flickr8k. This file knows ids, not words, and nothing of files and losses.
 """
 
 # N images, B captions, T tokens, E embedding, H hidden, L layers, V vocabulary, K beams,
@@ -203,7 +203,8 @@ class ImageCaptioningModel(nn.Module):
 
     def standardise(self, features: Tensor) -> None:
         """Take the mean and deviation of image vectors, (N, F), from these, once and for all."""
-        variance, mean = torch.var_mean(features, dim=0)
+        correction = int(len(features) > 1)  # a single one has no deviation: it becomes 0
+        variance, mean = torch.var_mean(features, dim=0, correction=correction)
         self.image_embedding[0].running_mean.copy_(mean)
         self.image_embedding[0].running_var.copy_(variance)
 
@@ -244,9 +245,12 @@ class ImageCaptioningModel(nn.Module):
 
     def see(self, features: Tensor) -> Tensor:
         """The images as words are: (N, F) → (N, E)."""
-        if len(features) == 1:  # has no variance to be standardised by: running statistics serve
-            self.image_embedding[0].eval()
-        return self.image_embedding(features)
+        norm = self.image_embedding[0]
+        is_training = norm.training
+        norm.training &= len(features) > 1  # one has no variance: running statistics serve
+        image = self.image_embedding(features)
+        norm.training = is_training
+        return image
 
     def start(self, features: Tensor) -> State:
         """The state after the image has been read: (N, F) → N rows."""
@@ -491,15 +495,17 @@ def _next_log_prob(
 def half_precision(device: torch.device) -> torch.autocast:
     """bfloat16 where it is the faster arithmetic: on a GPU, and on a CPU with instructions for it.
 
-    A CPU without them only imitates bfloat16, slower than float32.
+    A processor without them only imitates bfloat16, slower than float32.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=has_half_precision(device))
 
 
 def has_half_precision(device: torch.device) -> bool:
     """Whether ``half_precision`` does anything there; numbers differ a little if it does."""
+    if device.type == "cuda":  # older GPUs imitate it
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
-        return device.type == "cuda"
+        return False
     able = getattr(torch.cpu, "get_capabilities", dict)()  # not in torch 2.10
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 

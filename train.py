@@ -53,7 +53,9 @@ class Settings:
         0.998, "what the running mean of the weights keeps at each step", at_least=0, below=1
     )
     clip_norm: float = option(5.0, "largest gradient norm; inf turns clipping off", at_least=0)
-    patience: int = option(5, "end a stage after so many epochs without a better CIDEr", at_least=1)
+    patience: int = option(
+        5, "end a stage after so many epochs without a better CIDEr; stage 3 after 2", at_least=1
+    )
 
     # Stage 2, eyes: the encoder's last stages learn too
     finetune_epochs: int = option(0, "epochs of stage 2; 0 leaves it out", at_least=0)
@@ -83,7 +85,7 @@ class Settings:
     run_name: str = option("", "folder in --runs; left out, it is the time the run begins")
     cache: Path = option(Path("cache"), "where computed image vectors are kept")
     device: str = option("auto", "where to train", choices=("auto", "cpu", "cuda", "mps"))
-    seed: int = option(0, "same seed, same machine: same result", at_least=0)
+    seed: int = option(0, "same seed, same CPU: same result", at_least=0)
     quiet: bool = option(False, "no progress and notes, only results and errors")
     debug: bool = option(False, "show where an error comes from")
 
@@ -120,6 +122,7 @@ import selfcritical
 from checkpoint import Checkpoint
 from learning import Average, optimizer, warmup_then_cosine, word_losses
 from loader import (
+    SPECIAL_TOKENS,
     Batch,
     Corpus,
     DataError,
@@ -152,10 +155,11 @@ DEMO = {  # a preset: a flag given beside --demo wins
     "epochs": 7,
     "batch_size": 160,
 }
+EPOCHS = ("epochs", "finetune_epochs", "scst_epochs")  # of each stage
 # What a run that is gone on with may change; all else is as it began.
 CHANGEABLE = {
     *("data", "captions", "checkpoints", "runs", "cache", "device", "resume", "demo"),
-    *("epochs", "finetune_epochs", "scst_epochs", "patience", "quiet", "debug"),
+    *(*EPOCHS, "patience", "quiet", "debug"),
     *("beam_size", "max_words", "length_penalty", "no_repeat"),
 }
 # And what it may change as long as a stage of this number has not begun.
@@ -241,7 +245,7 @@ def _stages(settings: Settings) -> list[Stage]:
             "taste",
             settings.scst_epochs,
             settings.scst_learning_rate,
-            TASTE_PATIENCE,
+            min(settings.patience, TASTE_PATIENCE),
             crop=settings.crop,
         ),
     ]
@@ -315,6 +319,7 @@ class Run:
         """Make the stage's images, optimizer and schedule."""
         settings, stage, model = self.settings, self.stage, self.model
         model.train_encoder(stage.trained)
+        model.zero_grad()  # gradients of what no longer trains would be clipped with the others
         self.train_set = self.dataset("train", pixels=stage.trained > 0 or stage.crop < 1)
         self.val_set = self.dataset("val", pixels=stage.trained > 0)
         if not self.place.step and not stage.trained and not settings.init:
@@ -370,6 +375,7 @@ class Run:
                 with cli.uninterrupted():
                     self.save("last.pt", training=True)
         except (KeyboardInterrupt, SystemExit):
+            self.check_finite(place.sums.mean())
             self.save("last.pt", training=True)
             log.info(
                 f"stopped in epoch {place.epoch + 1} of {stage.name}, nothing is lost: go on with\n"
@@ -406,12 +412,13 @@ class Run:
                 self.log_progress(bar, logged, gradient_norm)
                 logged = Sums()
             if time.monotonic() - self.saved_at > SAVE_EVERY:
+                self.check_finite(place.sums.mean())
                 with cli.uninterrupted():
                     self.save("last.pt", training=True)
         place.sums.stop()
 
     def train_step(self, batch: Batch, logged: Sums) -> Tensor:
-        """One step of the optimizer; nothing in it waits for a GPU."""
+        """One step of the optimizer."""
         loss_of = self.reward_loss if self.stage.name == "taste" else self.words_loss
         loss, total, count = loss_of(self.look(batch))
         if self.device.type == "cpu":
@@ -543,7 +550,8 @@ class Run:
         values = {f"score/{name}": value for name, value in scores.items() if name != "loss"}
         values["loss/val"] = scores["loss"]
         values["captions/distinct"] = distinct
-        values["captions/words"] = sum(len(text.split()) for text in captions) / len(captions)
+        n_words = sum(len(metrics.tokens(text)) for text in captions)
+        values["captions/words"] = n_words / len(captions)
         self.log.scalars(values, place.step)
         shown = self.val_set.examples[:8]
         self.log.pictures(
@@ -713,15 +721,23 @@ def _corpus(settings: Settings, resumed: Checkpoint | None) -> Corpus:
             raise DataError(
                 f"the {split} split of {corpus.captions.path} is empty (split by "
                 f"{corpus.split_source}): training needs images to learn from and to validate on. "
-                f"Name some in {corpus.captions.path.parent / f'split_{split}.txt'}, one a line."
+                f"{_how_to_name(corpus, split)}"
             )
     n_val = len(corpus.splits["val"])
     if n_val < metrics.FEW:
         log.warning(
             f"warning: only {n_val} images to validate on: scores mean little below {metrics.FEW}. "
-            "Name more in split_val.txt, one a line."
+            f"{_how_to_name(corpus, 'val')}"
         )
     return corpus
+
+
+def _how_to_name(corpus: Corpus, split: str) -> str:
+    """How a user gets more images into a split."""
+    path = corpus.captions.path
+    if corpus.captions.split_of:
+        return f"Give more of them the split {split} in {path}."
+    return f"Name more in {path.parent / f'split_{split}.txt'}, one a line."
 
 
 def _hold(folder: Path) -> AcquireReturnProxy:
@@ -747,9 +763,15 @@ def _vocabulary(settings: Settings, corpus: Corpus, init: Checkpoint | None) -> 
     captions = [text for example in corpus.splits["train"] for text in example.captions]
     if init:
         return init.vocabulary.extended(captions, freq_threshold=settings.freq_threshold)
-    return Vocabulary.build(
+    vocabulary = Vocabulary.build(
         captions, freq_threshold=settings.freq_threshold, language=settings.language
     )
+    if len(vocabulary) == len(SPECIAL_TOKENS):
+        raise DataError(
+            f"no word of the {len(captions):,} training captions is met {settings.freq_threshold} "
+            "times: give a smaller --freq-threshold."
+        )
+    return vocabulary
 
 
 def _model(
@@ -811,8 +833,13 @@ def _resumed_settings(settings: Settings, given: frozenset[str], resumed: Checkp
     now = {name: getattr(settings, name) for name in given}
     begun = resumed.training["place"]["stage"]
     ahead = (names for stage, names in CHANGEABLE_BEFORE.items() if stage > begun)
-    changeable = CHANGEABLE.union(*ahead)
+    changeable = CHANGEABLE.union(*ahead).difference(EPOCHS[:begun])
     for name, value in now.items():
+        if name in EPOCHS[:begun] and value != before[name]:
+            raise cli.UsageError(
+                f"{cli.flag(name)} comes too late, that stage of the run is over: leave the flag "
+                f"out, or begin a new run with --init {settings.checkpoints / 'best.pt'}."
+            )
         if name not in changeable and value != before[name]:
             was = "left out" if before[name] is None else before[name]
             raise cli.UsageError(

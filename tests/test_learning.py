@@ -1,3 +1,5 @@
+import signal
+
 import pytest
 import torch
 
@@ -71,6 +73,28 @@ def test_the_mean_of_the_weights():
         torch.testing.assert_close(weight, start + 10 / 11)
         assert bool((model.encoder.conv1.weight == make().encoder.conv1.weight).all())
     torch.testing.assert_close(weight, start + 1)
+
+
+def test_an_interruption_does_not_mix_weights_and_means(monkeypatch):
+    model = make()
+    average = learning.Average(model, 0.5)
+    last = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with torch.no_grad():
+        for mean in average.means:
+            mean += 1
+    copy, n_copies = torch.Tensor.copy_, 0
+
+    def interrupted(self, *args):
+        nonlocal n_copies
+        n_copies += 1
+        if n_copies == 3:
+            signal.raise_signal(signal.SIGINT)
+        return copy(self, *args)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", interrupted)
+    with pytest.raises(KeyboardInterrupt), average.applied():
+        pass
+    assert all(torch.equal(weight, last[name]) for name, weight in model.state_dict().items())
 
 
 def test_a_restored_mean_goes_on_as_it_was():

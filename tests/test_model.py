@@ -103,6 +103,12 @@ def test_a_batch_of_one_image_can_be_learned_from():
     image = vectors(model, 1)
     one = model(image, TOKENS[:1], torch.tensor([0]))
     torch.testing.assert_close(one, model.eval()(image, TOKENS[:1], torch.tensor([0])))
+    model.train_encoder(ALL_STAGES)  # its vectors change, and what they are standardised by
+    norm = model.train().image_embedding[0]
+    model(image, TOKENS[:1], torch.tensor([0]))
+    before = norm.running_mean.clone()
+    model(vectors(model, 2), TOKENS, torch.tensor([0, 1]))
+    assert not torch.equal(norm.running_mean, before)
 
 
 @pytest.mark.parametrize("stages", [0, 2, ALL_STAGES])
@@ -354,6 +360,12 @@ def test_a_model_that_starts_from_another_knows_its_words():
     images = vectors(old, 2)
     theirs = old(images, TOKENS, torch.tensor([0, 1]))
     torch.testing.assert_close(new(images, TOKENS, torch.tensor([0, 1]))[:, :9], theirs)
+
+
+def test_a_single_vector_can_be_standardised():
+    model = make()
+    model.standardise(vectors(model, 1))
+    assert bool(model.image_embedding[0].running_var.isfinite().all())
 
 
 def test_standardised_vectors_have_mean_0_and_deviation_1():

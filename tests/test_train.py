@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,16 @@ def test_tensorboard_has_what_the_house_promises(trained):
     labels = next(folder.glob("*/words/metadata.tsv")).read_text().splitlines()
     vocabulary = checkpoint.load(trained.checkpoints / "best.pt", CPU).vocabulary
     assert len(labels) == 1 + len(vocabulary) - 4
+
+
+def test_a_run_gone_on_with_shows_the_epochs_before(trained, tmp_path):
+    """The scores of the epoch at whose end a run had stopped were hidden."""
+    for name, source in (("checkpoints", trained.checkpoints), ("runs", trained.runs)):
+        shutil.copytree(source, tmp_path / name)
+    where = ["--checkpoints", str(tmp_path / "checkpoints"), "--runs", str(tmp_path / "runs")]
+    assert train.main(["--resume", *where, "--epochs", "3"]) == 0
+    gone_on = replace(trained, runs=tmp_path / "runs")
+    assert len(gone_on.scalars("score/CIDEr")) == 3
 
 
 def test_a_second_run_keeps_the_first(trained, tmp_path, capsys):
@@ -216,6 +227,7 @@ def test_frozen_encoder_from_a_file_of_weights(trained, tmp_path, kind):
         ({"data": "nowhere"}, "--demo, which needs no data"),
         ({"captions": "nothing.csv"}, "no captions file"),
         ({"language": "qq"}, "no language 'qq'"),
+        ({"freq_threshold": 1000}, "give a smaller --freq-threshold"),
         ({"encoder": "resnet19", "encoder_weights": "none"}, "resnet18"),
         ({"encoder_weights": "IMAGENET9"}, "IMAGENET1K_V1"),
         ({"encoder_weights": "missing.pth"}, "no file missing.pth"),
@@ -276,7 +288,9 @@ def test_an_empty_split_is_refused(trained, tmp_path, capsys, split):
     (data / "metadata.jsonl").write_text("\n".join(rows))
     flags = trained.flags(tmp_path, data=data, captions="metadata.jsonl")
     assert train.main(flags) == 2
-    assert f"the {split} split" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"the {split} split" in err
+    assert f"the split {split} in {data / 'metadata.jsonl'}" in err  # lists would not be read
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(trained, tmp_path, capsys, monkeypatch):
@@ -287,6 +301,23 @@ def test_a_loss_that_is_not_finite_stops_the_run(trained, tmp_path, capsys, monk
         r"the loss is (nan|inf) at step \d, learning rate \S+e\+\d\d: try a smaller one", err
     )
     assert not (tmp_path / "checkpoints" / "last.pt").exists()
+
+
+def test_a_stop_after_the_weights_are_broken_keeps_the_last_good_ones(
+    trained, tmp_path, monkeypatch
+):
+    """On a GPU the loss is looked at every so many steps: a Ctrl-C between saved broken weights."""
+    shutil.copytree(trained.checkpoints, tmp_path / "checkpoints")
+    good = (tmp_path / "checkpoints/last.pt").read_bytes()
+
+    def broken(self, *_):
+        self.place.sums.add(torch.tensor(torch.nan), 1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.Run, "train_step", broken)
+    where = ["--resume", "--checkpoints", str(tmp_path / "checkpoints")]
+    assert train.main([*where, "--epochs", "3"]) == 2
+    assert (tmp_path / "checkpoints/last.pt").read_bytes() == good
 
 
 def test_a_last_step_that_breaks_the_weights_stops_the_run(trained, tmp_path, capsys):
@@ -338,6 +369,20 @@ def test_all_stages_train_what_they_should(trained, tmp_path, capsys, monkeypatc
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert {name.split(".")[0] for name in changed} == {"layer3", "layer4"}
     assert not [name for name in changed if "bn" in name], "pretrained BatchNorm moved"
+
+
+def test_what_no_longer_trains_leaves_no_gradients(trained, tmp_path, monkeypatch):
+    """Those of the last step in stage 2 were clipped with stage 3's, and made its steps smaller."""
+    enter_epoch, left = train.Run.train_epoch, {}
+
+    def looked_at(self):
+        encoder = self.model.encoder.parameters()
+        left[self.stage.name] = sum(weight.grad is not None for weight in encoder)
+        enter_epoch(self)
+
+    monkeypatch.setattr(train.Run, "train_epoch", looked_at)
+    assert train.main(staged(trained, tmp_path)) == 0
+    assert left == {"words": 0, "eyes": 0, "taste": 0}
 
 
 @pytest.mark.parametrize("stage", ["eyes", "taste"])
@@ -402,6 +447,8 @@ def test_resume_changes_only_stages_that_have_not_begun(trained, tmp_path, capsy
     assert train.main([*where, "--scst-epochs", "1", "--scst-samples", "3"]) == 0
     assert train.main([*where, "--scst-epochs", "0"]) == 2
     assert "no epochs are left to train from taste on" in capsys.readouterr().err
+    assert train.main([*where, "--finetune-epochs", "6"]) == 2  # once nothing happened, and 0
+    assert "--finetune-epochs comes too late" in capsys.readouterr().err
 
 
 def test_taste_ends_when_validation_falls(trained, tmp_path, monkeypatch, capsys):
@@ -416,7 +463,7 @@ def test_taste_ends_when_validation_falls(trained, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(train.Run, "validate", falling)
     flags = staged(trained, tmp_path, finetune_epochs=0, scst_epochs=9)
     assert train.main(flags) == 0
-    assert "taste ended early" in capsys.readouterr().err
+    assert "taste ended early: no better CIDEr in 2 epochs" in capsys.readouterr().err
     assert scores_of(tmp_path / "checkpoints" / "best.pt")["CIDEr"] == 50.0
 
 
