@@ -18,6 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import checkpoint  # noqa: E402
@@ -46,14 +47,18 @@ N_WORDS = 7000  # of the made-up language; English captions of 30,000 photos hav
 
 @dataclass(frozen=True)
 class Row:
-    """An answer: a figure, and what was hoped for."""
+    """An answer: the figure of each round, and what was hoped for."""
 
     question: str
-    value: float
+    rounds: Sequence[float]
     unit: str  # "x", "%" or none
     target: float | None  # None: only to be told
     at_most: bool = False
     note: str = ""
+
+    @property
+    def value(self) -> float:
+        return statistics.median(self.rounds)
 
     @property
     def verdict(self) -> str:
@@ -65,6 +70,8 @@ class Row:
     def line(self) -> str:
         """As a row of a Markdown table."""
         value = f"{self.value:.3g} {self.unit}".strip()
+        if len(self.rounds) > 1:
+            value += f" ({min(self.rounds):.3g} to {max(self.rounds):.3g})"
         limit = "at most" if self.at_most else "at least"
         target = "" if self.target is None else f"{limit} {self.target:g} {self.unit}".strip()
         return f"| {self.question} | {value} | {target} | {self.verdict} | {self.note} |"
@@ -72,13 +79,14 @@ class Row:
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown."""
-    head = "| question | measured | target | | how |\n|---|---|---|---|---|\n"
+    head = "| question | median (and range of rounds) | target | | how |\n|---|---|---|---|---|\n"
     return head + "\n".join(row.line() for row in rows)
 
 
 def tell(rows: Sequence[Row]) -> None:
     """Print the table for people and a line of JSON for `run.py`."""
-    print(f"{table(rows)}\n\n{json.dumps([asdict(row) for row in rows])}")
+    content = [{**asdict(row), "rounds": list(map(float, row.rounds))} for row in rows]
+    print(f"{table(rows)}\n\n{json.dumps(content)}")
 
 
 FLAGS: dict[str, dict[str, Any]] = {
@@ -103,12 +111,15 @@ def seconds(job: Job) -> float:
     return time.perf_counter() - started
 
 
-def in_turn(jobs: dict[str, Job], rounds: int) -> dict[str, float]:
-    """Median seconds of each job: all once to warm up, then all in turn, ``rounds`` times."""
+def in_turn(jobs: dict[str, Job], rounds: int) -> dict[str, np.ndarray]:
+    """Each job's seconds in every round: all once to warm up, then all in turn, ``rounds`` times.
+
+    As arrays, so that the jobs of a round, which met the machine in the same mood, are compared.
+    """
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for name in [*jobs, *(name for _ in range(rounds) for name in jobs)]:
         times[name].append(seconds(jobs[name]))
-    return {name: statistics.median(found[1:]) for name, found in times.items()}
+    return {name: np.array(found[1:]) for name, found in times.items()}
 
 
 def forward_pass(model: ImageCaptioningModel) -> Callable[[int], None]:

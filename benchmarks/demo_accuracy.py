@@ -15,12 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from bench import ROOT, Row, tell
 
-import demo  # noqa: E402
-
-TARGET = 90.0  # % of scenes with both words right
+import demo
 
 
 def main() -> None:
@@ -50,10 +47,18 @@ def main() -> None:
         if not (colour and shape):
             print(f"{scene['colour']} {scene['shape']}: {caption_of[scene['image']]}")
     n = len(scenes)
-    percent = 100 * both / n
-    verdict = "reached" if percent >= TARGET else "falls short"
-    print(f"\n{n} new scenes: colour {100 * colours / n:.1f} %, shape {100 * shapes / n:.1f} %")
-    print(f"both {percent:.1f} % (target {TARGET:.0f} %: {verdict})")
+    note = f"colour {100 * colours / n:.1f} %, shape {100 * shapes / n:.1f} %"
+    tell(
+        [
+            Row(
+                f"colour and shape both right, in {n} new scenes",
+                [100 * both / n],
+                "%",
+                90,
+                note=note,
+            )
+        ]
+    )
 
 
 if __name__ == "__main__":

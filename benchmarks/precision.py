@@ -101,8 +101,8 @@ def main() -> None:
         apart = abs(metrics.score(found, references)["CIDEr"] - cider)
         note = f"{len(found):,} validation photos, CIDEr {cider:.1f} the plain way"
         rows += [
-            Row(f"the same caption as in plain float32, {name}", 100 * same, "%", 99, note=note),
-            Row(f"CIDEr apart from it, {name}", apart, "", 0.5, at_most=True),
+            Row(f"the same caption as in plain float32, {name}", [100 * same], "%", 99, note=note),
+            Row(f"CIDEr apart from it, {name}", [apart], "", 0.5, at_most=True),
         ]
     tell(rows)
 

@@ -1,4 +1,4 @@
-"""Run all benchmarks of speed and write RESULTS.md: takes a quarter of an hour on two cores.
+"""Run the benchmarks of speed and write RESULTS.md: 7 to 15 minutes on two cores.
 
     python benchmarks/run.py
     python benchmarks/run.py --data flickr8k --captions flickr30k_images/results.csv
@@ -71,8 +71,8 @@ def main() -> None:
     how = f"`python benchmarks/run.py` on {date.today()}, {minutes:.0f} minutes, {data}"
     args.output.write_text(
         f"# Speed\n\n{how}.\n\n"
-        f"{machine()}.\n\nRatios of medians, measured in turn in one run; each figure comes from "
-        f"the script in this folder that asks its question.\n\n{table(rows)}\n",
+        f"{machine()}.\n\nRatios of jobs that were timed in turn in one run; each figure comes "
+        f"from the script in this folder that asks its question.\n\n{table(rows)}\n",
         encoding="utf-8",
     )
     print(table(rows))
