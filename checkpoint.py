@@ -120,11 +120,11 @@ def load(path: Path, device: torch.device) -> Checkpoint:
         checkpoint = Checkpoint(
             model.eval(),
             vocabulary,
-            content["settings"],
-            content["epoch"],
-            content["scores"],
-            content["started_at"],
-            content["training"],
+            settings=content["settings"],
+            epoch=content["epoch"],
+            scores=content["scores"],
+            started_at=content["started_at"],
+            training=content["training"],
         )
         checkpoint.search({})
         int(checkpoint.image_size)

@@ -55,7 +55,7 @@ class RunLog:
         self.writer.add_text(name, markdown)
 
     def pictures(
-        self, images: Sequence[Image.Image], ours: Sequence[str], human: Sequence[str], step: int
+        self, images: Sequence[Image.Image], ours: Sequence[str], human: Sequence[str], *, step: int
     ) -> None:
         """Pictures with our caption and a human one written below each."""
         for number, card in enumerate(zip(images, ours, human, strict=True), start=1):
@@ -64,6 +64,7 @@ class RunLog:
     def embeddings(
         self,
         vocabulary: Vocabulary,
+        *,
         word_vectors: Tensor,
         image_vectors: Tensor,
         images: Sequence[Image.Image],

@@ -380,7 +380,7 @@ def _beam_search(
         next_log_prob, states = _next_log_prob(models, last.view(-1), states)
         next_log_prob = next_log_prob.view(len(images), beam_size, -1)  # (N, K, V)
         _forbid(next_log_prob, beams.tokens[:, :, :position], beams.ended, search)
-        beams, last, beam = _extend(beams, next_log_prob, position, search.length_penalty)
+        beams, beam = _extend(beams, next_log_prob, position, search.length_penalty)
         is_done = beams.ended.all(dim=1) | (position == max_words - 1)
         gone, left = is_done.nonzero().squeeze(1), (~is_done).nonzero().squeeze(1)
         done.append((images[gone], beams.of(gone)))
@@ -389,7 +389,8 @@ def _beam_search(
         chosen = torch.arange(0, len(images) * beam_size, beam_size, device=device)
         chosen = (chosen.unsqueeze(1) + beam)[left].view(-1)
         states = [state.of(chosen) for state in states]
-        images, beams, last = images[left], beams.of(left), last[left]
+        images, beams = images[left], beams.of(left)
+        last = beams.tokens[:, :, position]
 
     order = torch.cat([images for images, _ in done]).argsort()
     beams = Beams(*map(torch.cat, zip(*(beams for _, beams in done), strict=True))).of(order)
@@ -399,11 +400,11 @@ def _beam_search(
 
 def _extend(
     beams: Beams, next_log_prob: Tensor, position: int, length_penalty: float
-) -> tuple[Beams, Tensor, Tensor]:
+) -> tuple[Beams, Tensor]:
     """Each image's best sentences that are a word longer, or have ended.
 
     Returns:
-        The new beams, (N, K) their last words, and (N, K) which beams they come from.
+        The new beams, and (N, K) which beams they come from.
     """
     beam_size, n_words = next_log_prob.shape[1:]
     # No beam can give an image more than its K best words, so the others need not be compared.
@@ -421,7 +422,7 @@ def _extend(
         length.gather(1, beam),
         beams.ended.gather(1, beam) | (last == END),
     )
-    return extended, last, beam
+    return extended, beam
 
 
 def _sampling(

@@ -420,11 +420,11 @@ class Run:
     def train_step(self, batch: Batch, logged: Sums) -> Tensor:
         """One step of the optimizer."""
         loss_of = self.reward_loss if self.stage.name == "taste" else self.words_loss
-        loss, total, count = loss_of(self.look(batch))
+        loss = loss_of(self.look(batch))
         if self.device.type == "cpu":
-            self.check_finite(loss.item())
+            self.check_finite(loss.mean.item())
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.mean.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         self.optimizer.step()
         self.schedule.step()
@@ -432,7 +432,7 @@ class Run:
         self.place.step += 1
         self.place.position += 1
         for sums in (logged, self.place.sums):
-            sums.add(total, count, n_words=batch.n_words)
+            sums.add(loss.total, loss.count, n_words=batch.n_words)
         return norm
 
     def look(self, batch: Batch) -> Batch:
@@ -445,16 +445,16 @@ class Run:
                 batch = replace(batch, images=self.model.features(batch.images))
         return batch
 
-    def words_loss(self, batch: Batch) -> tuple[Tensor, Tensor, int]:
-        """Cross-entropy of people's words: the loss, summed nats and how many words they are of."""
+    def words_loss(self, batch: Batch) -> Loss:
+        """Cross-entropy of people's words; told is the sum of nats."""
         with half_precision(self.device):
             logits = self.model(batch.images, batch.tokens, batch.image_of)
         expected = targets(batch.tokens)
-        loss, nats = word_losses(logits, expected, self.settings.label_smoothing)
-        return loss, nats, len(expected)
+        mean, nats = word_losses(logits, expected, self.settings.label_smoothing)
+        return Loss(mean, nats, len(expected))
 
-    def reward_loss(self, batch: Batch) -> tuple[Tensor, Tensor, int]:
-        """Self-critical loss: the loss, summed rewards and how many sentences they are of."""
+    def reward_loss(self, batch: Batch) -> Loss:
+        """Self-critical loss of the model's own sentences; told is the sum of their rewards."""
         settings = self.settings
         try:
             tokens = selfcritical.draw(
@@ -468,10 +468,10 @@ class Run:
                 self.check_finite(math.nan)
             raise
         rewards = self.reward(batch.image_at, tokens)
-        loss = selfcritical.policy_loss(self.model, batch.images, tokens, rewards)
+        mean = selfcritical.policy_loss(self.model, batch.images, tokens, rewards)
         if settings.scst_words:
-            loss = loss + settings.scst_words * self.words_loss(batch)[0]
-        return loss, rewards.sum(), rewards.numel()
+            mean = mean + settings.scst_words * self.words_loss(batch).mean
+        return Loss(mean, rewards.sum(), rewards.numel())
 
     def check_finite(self, loss: float) -> None:
         """Stop a run that has diverged, before its weights are kept."""
@@ -558,7 +558,7 @@ class Run:
             [read_image(example.path, size=256) for example in shown],
             captions[:8],
             [example.captions[0] for example in shown],
-            place.step,
+            step=place.step,
         )
         if best:
             place.best = scores
@@ -572,11 +572,11 @@ class Run:
             Checkpoint(
                 self.model,
                 self.vocabulary,
-                _plain(self.settings),
-                self.place.total_epochs,
-                self.place.best,
-                self.started_at,
-                self.training_state() if training else {},
+                settings=_plain(self.settings),
+                epoch=self.place.total_epochs,
+                scores=self.place.best,
+                started_at=self.started_at,
+                training=self.training_state() if training else {},
             ),
         )
         self.saved_at = time.monotonic()
@@ -616,14 +616,23 @@ class Run:
             vectors = self.model.image_embedding(images)
         self.log.embeddings(
             self.vocabulary,
-            self.model.word_embedding.weight.detach(),
-            vectors,
-            [read_image(example.path, size=64) for example in examples],
-            list(zip(captions, (e.captions[0] for e in examples), strict=True)),
-            self.place.step,
+            word_vectors=self.model.word_embedding.weight.detach(),
+            image_vectors=vectors,
+            images=[read_image(example.path, size=64) for example in examples],
+            captions=list(zip(captions, (e.captions[0] for e in examples), strict=True)),
+            step=self.place.step,
         )
         self.log.text("model card", checkpoint.describe(best))
         self.log.results(_plain(self.settings), self.place.best)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a batch gives."""
+
+    mean: Tensor  # to be minimised
+    total: Tensor  # to be told: a sum
+    count: int  # of so many words or sentences
 
 
 class Sums:

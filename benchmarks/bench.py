@@ -232,5 +232,6 @@ def save_model(path: Path, encoder: str, image_size: int) -> ImageCaptioningMode
         **{"image_size": image_size, "beam_size": 3, "max_words": 12},
         **{"length_penalty": 1.0, "no_repeat": 3},
     }
-    checkpoint.save(path, Checkpoint(model, vocabulary, settings, 0, {}, ""))
+    made = Checkpoint(model, vocabulary, settings, epoch=0, scores={}, started_at="")
+    checkpoint.save(path, made)
     return model
