@@ -167,9 +167,9 @@ def _print_row(columns: list[str], row: Caption) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Describe the pictures that the command line names; the exit status."""
     settings, _ = cli.parse(Settings, argv)
-    sys.stdout.reconfigure(errors="surrogateescape")  # names of files are printed as they are
     return cli.run(lambda: predict(settings), settings, errors=(DataError,))
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="surrogateescape")  # names of files are printed as they are
     raise SystemExit(main())
