@@ -130,7 +130,7 @@ def run(
     """Do the job and turn what becomes of it into an exit status.
 
     Args:
-        job: returns its exit status; None is 0.
+        job: returns its exit status, or exits with it; None is 0.
         settings: has ``quiet`` and ``debug``.
         errors: what a user can cause, besides files that cannot be read or written.
     """
@@ -146,6 +146,8 @@ def run(
         return status
     except KeyboardInterrupt:
         return INTERRUPTED
+    except SystemExit as error:  # the job's own, or SIGTERM's
+        return error.code
     except BrokenPipeError:  # the reader of our output has gone, as in `… | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE

@@ -169,6 +169,8 @@ def find_captions(folder: Path) -> Path:
         path.name.startswith("captions_") and reader is _read_coco for path, reader in found.items()
     )
     if len(found) == 1 or (found and are_cocos):
+        for error in broken:
+            log.warning(f"warning: {error}")
         return next(iter(found))
     if broken and not found:
         raise broken[0]
@@ -288,8 +290,9 @@ def _json_reader(path: Path) -> Callable[[Path, Captions], None] | None:
     if "sentences" in images[0]:
         return _read_karpathy
     annotations = content.get("annotations")
-    is_coco = isinstance(annotations, list) and annotations and "caption" in annotations[0]
-    return _read_coco if is_coco else None  # COCO's zip has annotations of other kinds as well
+    first = annotations[0] if isinstance(annotations, list) and annotations else None
+    is_coco = isinstance(first, dict) and "caption" in first  # its zip has other kinds as well
+    return _read_coco if is_coco else None
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -474,7 +477,7 @@ def _find_pictures(folder: Path, captions: Captions) -> dict[str, Path]:
         places = (captions.path.parent, folder) if "/" in name else ()
         named = [place / name for place in places if (place / name).is_file()]
         there = below.get(bare, [])
-        named += [path for path in there if path.as_posix().endswith(f"/{name}")]
+        named += [path for path in there if f"/{path.as_posix()}".endswith(f"/{name}")]
         named += there if n_called[bare] == 1 else []
         if named:
             found[name] = named[0]
@@ -525,7 +528,7 @@ def _split_by_hash(name: str) -> str:
 CLITICS = {"'", "'s", "'re", "'m", "'ll", "'d", "'ve", "n't"}  # written without a blank before
 
 
-UNSPACED = {"zh", "ja", "th", "lo", "my", "km", "bo"}  # written without blanks between words
+UNSPACED = {"zh", "ja", "th"}  # written without blanks between words
 
 # A picture with one of these in its captions is another one in the mirror.
 SIDES = {
@@ -661,7 +664,6 @@ class Tokenizer:
                 f"the name of an installed pipeline. ({reason})"
             ) from error
         self.language = pipeline.lang
-        self.has_letters = pipeline.vocab.writing_system.get("has_letters", True)
         self._spacy = pipeline.tokenizer
         self._known: dict[str, list[str]] = {}
 
@@ -680,7 +682,7 @@ class Tokenizer:
         tokens = [token.lower_ for token in self._spacy(piece.replace("\u2019", "'"))]
         words: list[str] = []
         for before, token, after in zip(["", *tokens[:-1]], tokens, [*tokens[1:], ""], strict=True):
-            if self.has_letters and before.isalpha() and token.isalpha():
+            if self.language not in UNSPACED and before.isalpha() and token.isalpha():
                 words[-1] += token  # "can" "not", "gon" "na": one word to people
             elif any(char.isalnum() for char in token):
                 words.append(token)

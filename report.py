@@ -70,7 +70,9 @@ def _summary(summary: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+    """Settings as they are; what was computed, and has many decimals, with one."""
+    is_computed = isinstance(value, float) and value != round(value, 3)
+    return f"{value:.1f}" if is_computed else str(value)
 
 
 def _distribution(rows: Sequence[Row]) -> str:

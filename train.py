@@ -54,7 +54,9 @@ class Settings:
     )
     clip_norm: float = option(5.0, "largest gradient norm; inf turns clipping off", at_least=0)
     patience: int = option(
-        5, "end a stage after so many epochs without a better CIDEr; stage 3 after 2", at_least=1
+        5,
+        "end a stage after so many epochs without a better CIDEr; stage 3 after 2 at most",
+        at_least=1,
     )
 
     # Stage 2, eyes: the encoder's last stages learn too
@@ -375,7 +377,6 @@ class Run:
                 with cli.uninterrupted():
                     self.save("last.pt", training=True)
         except (KeyboardInterrupt, SystemExit):
-            self.check_finite(place.sums.mean())
             self.save("last.pt", training=True)
             log.info(
                 f"stopped in epoch {place.epoch + 1} of {stage.name}, nothing is lost: go on with\n"
@@ -412,7 +413,6 @@ class Run:
                 self.log_progress(bar, logged, gradient_norm)
                 logged = Sums()
             if time.monotonic() - self.saved_at > SAVE_EVERY:
-                self.check_finite(place.sums.mean())
                 with cli.uninterrupted():
                     self.save("last.pt", training=True)
         place.sums.stop()
@@ -567,6 +567,9 @@ class Run:
 
     def save(self, name: str, *, training: bool = False) -> None:
         """Write a checkpoint; with ``training`` all that it takes to go on."""
+        if training:  # between validations nobody has looked at what the last step made of them
+            sums = [weight.detach().sum() for weight in self.model.parameters()]
+            self.check_finite(float(sum(sums)))
         checkpoint.save(
             self.settings.checkpoints / name,
             Checkpoint(
@@ -842,7 +845,7 @@ def _resumed_settings(settings: Settings, given: frozenset[str], resumed: Checkp
     now = {name: getattr(settings, name) for name in given}
     begun = resumed.training["place"]["stage"]
     ahead = (names for stage, names in CHANGEABLE_BEFORE.items() if stage > begun)
-    changeable = CHANGEABLE.union(*ahead).difference(EPOCHS[:begun])
+    changeable = CHANGEABLE.union(*ahead)
     for name, value in now.items():
         if name in EPOCHS[:begun] and value != before[name]:
             raise cli.UsageError(
@@ -856,6 +859,8 @@ def _resumed_settings(settings: Settings, given: frozenset[str], resumed: Checkp
                 "the flag out, or start afresh without --resume."
             )
     changed = {**now, "checkpoints": settings.checkpoints, "device": settings.device}
+    if "data" in now and settings.data.is_file():  # which is the captions file
+        changed["captions"] = settings.captions
     return Settings(**{**before, **changed})
 
 

@@ -18,7 +18,7 @@ IMPORTS = {  # file → the files of ours it may import
     "demo": set(),
     "checkpoint": {"loader", "model"},
     "features": {"loader", "model"},
-    "learning": {"model"},
+    "learning": {"cli", "model"},
     "selfcritical": {"model", "metrics"},
     "logs": {"loader"},
     "report": {"loader"},

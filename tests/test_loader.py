@@ -147,12 +147,13 @@ def test_cocos_other_annotations_are_no_captions(tmp_path):
     assert loader.find_captions(tmp_path).name == names[0]
 
 
-def test_a_file_of_another_kind_does_not_end_the_search(tmp_path):
+def test_a_file_of_another_kind_does_not_end_the_search(tmp_path, caplog):
     (tmp_path / "log.json").write_text('{"half": ')
     with pytest.raises(DataError, match="no valid JSON"):
         loader.find_captions(tmp_path)
     (tmp_path / "mine.csv").write_text("image,caption\na.jpg,x\n")
     assert loader.find_captions(tmp_path).name == "mine.csv"
+    assert "log.json is no valid JSON" in caplog.text  # it may have been meant
 
 
 def test_several_files_that_are_not_cocos_have_to_be_chosen_from(tmp_path):
@@ -175,6 +176,7 @@ LATIN = "un garçon".encode("latin-1")
         (b'{"weights": [1, 2]}', "no format known here"),
         (b'{"images": {"a.jpg": "x"}}', "no format known here"),
         (b'{"images": 5}', "no format known here"),
+        (b'{"images": [{"id": 1}], "annotations": [5]}', "no format known here"),
         (b'{"images": [{"file', "JSON"),
         (b'{"images": [{"sentences": [{"raw": "x"}]}]}', "filename"),
         (b'{"file_name": "a.jpg", "text": "x"}\n{"file_na\n', "damaged"),
@@ -283,6 +285,17 @@ def test_pictures_of_the_same_name_in_two_folders_are_told_apart(tmp_path):
     assert found == {"cat": "cats", "dog": "dogs"}
     (tmp_path / "photos/dogs/1.jpg").unlink()
     assert loader.load_corpus(tmp_path).n_missing == 1
+
+
+def test_the_shallowest_picture_is_meant_in_the_current_folder_too(tmp_path, monkeypatch):
+    """There a path is the bare name, without a folder before it."""
+    monkeypatch.chdir(tmp_path)
+    Path("captions.csv").write_text("image,caption\na.jpg,cat\n")
+    Path("thumbs").mkdir()
+    for place in ("a.jpg", "thumbs/a.jpg"):
+        Path(place).touch()
+    splits = loader.load_corpus(Path()).splits
+    assert [e.path for examples in splits.values() for e in examples] == [Path("a.jpg")]
 
 
 def test_a_picture_is_found_by_its_last_part_where_that_is_enough(tmp_path):
@@ -404,6 +417,15 @@ def test_captions_are_written_out_again_as_people_write_them(language, caption, 
     assert vocabulary.text(vocabulary.encode(caption)) == text
     assert vocabulary.text(vocabulary.encode(text)) == text
     assert loader.UNK not in vocabulary.encode(caption)
+
+
+def test_korean_is_written_with_blanks(monkeypatch):
+    """To spaCy it has no letters, as Chinese, and its captions came out in one word."""
+    pipeline = spacy.blank("zh")  # one character, one token; Korean's own needs a dictionary
+    pipeline.lang = "ko"
+    monkeypatch.setattr(spacy, "blank", lambda _: pipeline)
+    vocabulary = Vocabulary.build(["개 공"], freq_threshold=1, language="ko")
+    assert vocabulary.text(vocabulary.encode("개 공")) == "개 공"
 
 
 def test_merged_tokens_are_one_word():

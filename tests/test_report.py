@@ -50,3 +50,12 @@ def test_json(tmp_path, picture):
     found = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert found["summary"] == {"CIDEr": 50.0}
     assert found["images"][0]["caption"] == "a dog"
+
+
+def test_settings_are_shown_as_they_are_and_scores_with_one_decimal(tmp_path, picture):
+    page = tmp_path / "page.html"
+    summary = {"top_p": 0.97, "CIDEr": 49.8123}
+    report.write(page, [row()], summary=summary, pictures=[picture])
+    text = page.read_text(encoding="utf-8")
+    assert "<dd>0.97</dd>" in text
+    assert "<dd>49.8</dd>" in text

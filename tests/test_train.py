@@ -136,7 +136,7 @@ def test_resume_refuses_other_images(trained, tmp_path, capsys):
     assert train.main([*where, "--data", str(tmp_path / "nowhere")]) == 2
     assert "give --data" in capsys.readouterr().err
     shutil.copytree(trained.data, tmp_path / "moved")
-    assert train.main([*where, "--data", str(tmp_path / "moved")]) == 0
+    assert train.main([*where, "--data", str(tmp_path / "moved/results.csv")]) == 0
 
 
 def test_two_runs_at_once_do_not_share_a_folder(trained, tmp_path, capsys):
@@ -311,7 +311,7 @@ def test_a_stop_after_the_weights_are_broken_keeps_the_last_good_ones(
     good = (tmp_path / "checkpoints/last.pt").read_bytes()
 
     def broken(self, *_):
-        self.place.sums.add(torch.tensor(torch.nan), 1)
+        self.model.words.bias.data.fill_(torch.nan)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train.Run, "train_step", broken)
@@ -451,7 +451,10 @@ def test_resume_changes_only_stages_that_have_not_begun(trained, tmp_path, capsy
     assert "--finetune-epochs comes too late" in capsys.readouterr().err
 
 
-def test_taste_ends_when_validation_falls(trained, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("patience", "n_epochs"), [(5, 2), (1, 1)])
+def test_taste_ends_when_validation_falls(
+    trained, tmp_path, monkeypatch, capsys, patience, n_epochs
+):
     """The training reward goes on rising while captions get worse: the best ones are kept."""
     scores = iter([50.0, 40.0, 30.0, 20.0])
     validate = train.Run.validate
@@ -461,9 +464,10 @@ def test_taste_ends_when_validation_falls(trained, tmp_path, monkeypatch, capsys
         return {**found, "CIDEr": next(scores)}, captions
 
     monkeypatch.setattr(train.Run, "validate", falling)
-    flags = staged(trained, tmp_path, finetune_epochs=0, scst_epochs=9)
+    flags = staged(trained, tmp_path, finetune_epochs=0, scst_epochs=9, patience=patience)
     assert train.main(flags) == 0
-    assert "taste ended early: no better CIDEr in 2 epochs" in capsys.readouterr().err
+    wanted = f"taste ended early: no better CIDEr in {n_epochs} epochs"
+    assert wanted in capsys.readouterr().err
     assert scores_of(tmp_path / "checkpoints" / "best.pt")["CIDEr"] == 50.0
 
 
