@@ -321,7 +321,7 @@ class Run:
         """Make the stage's images, optimizer and schedule."""
         settings, stage, model = self.settings, self.stage, self.model
         model.train_encoder(stage.trained)
-        model.zero_grad()  # gradients of what no longer trains would be clipped with the others
+        model.zero_grad()  # what no longer trains would count in the norm
         self.train_set = self.dataset("train", pixels=stage.trained > 0 or stage.crop < 1)
         self.val_set = self.dataset("val", pixels=stage.trained > 0)
         if not self.place.step and not stage.trained and not settings.init:

@@ -372,7 +372,7 @@ def test_all_stages_train_what_they_should(trained, tmp_path, capsys, monkeypatc
 
 
 def test_what_no_longer_trains_leaves_no_gradients(trained, tmp_path, monkeypatch):
-    """Those of the last step in stage 2 were clipped with stage 3's, and made its steps smaller."""
+    """Those of the last step in stage 2 counted in stage 3's norm, by which it is clipped."""
     enter_epoch, left = train.Run.train_epoch, {}
 
     def looked_at(self):
