@@ -96,13 +96,10 @@ KEPT: dict[str, tuple[list[str], Patch | None]] = {
     "no image dropout": (["--image-dropout", "0"], None),
 }
 TRIED: dict[str, tuple[list[str], Patch | None]] = {
-    "dropout 0.3": (["--dropout", "0.3"], None),
-    "no weight decay": (["--weight-decay", "0"], None),
-    "weight decay 0.1": (["--weight-decay", "0.1"], None),
     "batches of 200": (["--batch-size", "200"], None),
     "hidden size 1024": (["--hidden-size", "1024"], None),
     "two layers": (["--num-layers", "2"], None),
-    "16 epochs": (["--epochs", "16"], None),
+    "12 epochs": (["--epochs", "12"], None),
     "one matrix to read and to choose words": ([], tied_words),
     "scheduled sampling": ([], scheduled_sampling),
 }
