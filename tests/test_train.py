@@ -163,11 +163,11 @@ def test_where_cider_is_always_0_the_loss_tells_the_best_epoch(trained, tmp_path
     shutil.copytree(trained.data, tmp_path / "data")
     val = tmp_path / "data" / "split_val.txt"
     val.write_text(val.read_text().split("\n")[0])
-    flags = trained.flags(tmp_path, data=tmp_path / "data", epochs=1)
+    flags = trained.flags(tmp_path, data=tmp_path / "data", epochs=4)
     init = ["--init", str(trained.checkpoints / "best.pt"), "--learning-rate", "0.003"]
     assert train.main([*flags, *init]) == 0
     assert "warning: only 1 images to validate on" in capsys.readouterr().err
-    assert checkpoint.load(tmp_path / "checkpoints" / "best.pt", CPU).epoch == 1
+    assert checkpoint.load(tmp_path / "checkpoints" / "best.pt", CPU).epoch > 0
 
 
 def test_sigterm_saves_and_says_143(trained, tmp_path):
