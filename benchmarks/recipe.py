@@ -99,7 +99,6 @@ TRIED: dict[str, tuple[list[str], Patch | None]] = {
     "batches of 200": (["--batch-size", "200"], None),
     "hidden size 1024": (["--hidden-size", "1024"], None),
     "two layers": (["--num-layers", "2"], None),
-    "12 epochs": (["--epochs", "12"], None),
     "one matrix to read and to choose words": ([], tied_words),
     "scheduled sampling": ([], scheduled_sampling),
 }
@@ -162,19 +161,20 @@ def written(paths: list[Path], search: dict, data: str) -> dict[str, float]:
 
 
 def table(results: list[dict]) -> str:
-    """Means over seeds, and the differences from the recipe."""
-    means: dict[str, dict[str, float]] = {}
+    """Means over seeds, and the differences from the recipe with the same seeds."""
+    recipe = {r["seed"]: r["CIDEr"] for r in results if r["choice"] == RECIPE}
     lines = [
         f"| | seeds | {' | '.join(SHOWN)} | CIDEr against the recipe |",
         f"|---|---|{'---|' * len(SHOWN)}---|",
     ]
     for name in dict.fromkeys(result["choice"] for result in results):
         runs = [result for result in results if result["choice"] == name]
-        means[name] = {s: statistics.mean(r[s] for r in runs) for s in SHOWN}
-        base = means.get(RECIPE, means[name])["CIDEr"]
+        means = {score: statistics.mean(r[score] for r in runs) for score in SHOWN}
         spread = f" ± {statistics.stdev(r['CIDEr'] for r in runs):.1f}" if len(runs) > 1 else ""
-        shown = " | ".join(f"{means[name][s]:.1f}{spread if s == 'CIDEr' else ''}" for s in SHOWN)
-        difference = "" if name == RECIPE else f"{means[name]['CIDEr'] - base:+.1f}"
+        shown = " | ".join(f"{means[s]:.1f}{spread if s == 'CIDEr' else ''}" for s in SHOWN)
+        same = [recipe[r["seed"]] for r in runs if r["seed"] in recipe] or list(recipe.values())
+        is_other = name != RECIPE and same
+        difference = f"{means['CIDEr'] - statistics.mean(same):+.1f}" if is_other else ""
         lines.append(f"| {name} | {len(runs)} | {shown} | {difference} |")
     return "\n".join(lines)
 
@@ -192,10 +192,10 @@ def main() -> None:
     file = args.results / "results.jsonl"
     results = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
-    def is_done(choice: str, seed: int) -> bool:
+    def is_done(choice: str, seed: int | None) -> bool:
         return any((r["choice"], r["seed"]) == (choice, seed) for r in results)
 
-    def note(choice: str, seed: int, scores: dict[str, float]) -> None:
+    def note(choice: str, seed: int | None, scores: dict[str, float]) -> None:
         results.append({"choice": choice, "seed": seed, **scores})
         with file.open("a") as lines:
             lines.write(json.dumps(results[-1]) + "\n")
@@ -218,8 +218,8 @@ def main() -> None:
     models = [args.results / f"seed{seed}.pt" for seed in args.seeds]
     ensemble = f"{len(models)} seeds as an ensemble"
     trained = len(models) > 1 and all(model.exists() for model in models)
-    if trained and not is_done(ensemble, 0):
-        note(ensemble, 0, written(models, {}, args.data))
+    if trained and not is_done(ensemble, None):
+        note(ensemble, None, written(models, {}, args.data))
     print(table(results))
 
 
