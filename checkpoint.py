@@ -139,7 +139,7 @@ def load(path: Path, device: torch.device) -> Checkpoint:
             f"{path} is damaged: its model knows {model.words.out_features} words, "
             f"its vocabulary {n_words}."
         )
-    if not all(bool(weight.sum().isfinite()) for weight in model.parameters()):
+    if not model.is_finite():
         raise DataError(f"{path} is damaged: not all of its weights are numbers. Give another.")
     return checkpoint
 

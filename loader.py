@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -475,12 +476,15 @@ def _find_pictures(folder: Path, captions: Captions) -> dict[str, Path]:
     found = {}
     for name, bare in last_part.items():
         places = (captions.path.parent, folder) if "/" in name else ()
-        named = [place / name for place in places if (place / name).is_file()]
         there = below.get(bare, [])
-        named += [path for path in there if f"/{path.as_posix()}".endswith(f"/{name}")]
-        named += there if n_called[bare] == 1 else []
-        if named:
-            found[name] = named[0]
+        candidates = itertools.chain(
+            (place / name for place in places if (place / name).is_file()),
+            (path for path in there if f"/{path.as_posix()}".endswith(f"/{name}")),
+            there if n_called[bare] == 1 else (),
+        )
+        path = next(candidates, None)
+        if path:
+            found[name] = path
     return found
 
 

@@ -224,6 +224,10 @@ class ImageCaptioningModel(nn.Module):
             self.image_embedding[0].eval()
         return self
 
+    def is_finite(self) -> bool:
+        """Whether all weights are numbers; those of a run that has diverged are not."""
+        return all(bool(weight.detach().sum().isfinite()) for weight in self.parameters())
+
     def encode(self, images: Tensor) -> Tensor:
         """Look at the images.
 

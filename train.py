@@ -567,9 +567,8 @@ class Run:
 
     def save(self, name: str, *, training: bool = False) -> None:
         """Write a checkpoint; with ``training`` all that it takes to go on."""
-        if training:  # between validations nobody has looked at what the last step made of them
-            sums = [weight.detach().sum() for weight in self.model.parameters()]
-            self.check_finite(float(sum(sums)))
+        if training and not self.model.is_finite():  # since the last loss that was looked at
+            self.check_finite(math.nan)
         checkpoint.save(
             self.settings.checkpoints / name,
             Checkpoint(

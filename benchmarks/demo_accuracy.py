@@ -48,17 +48,8 @@ def main() -> None:
             print(f"{scene['colour']} {scene['shape']}: {caption_of[scene['image']]}")
     n = len(scenes)
     note = f"colour {100 * colours / n:.1f} %, shape {100 * shapes / n:.1f} %"
-    tell(
-        [
-            Row(
-                f"colour and shape both right, in {n} new scenes",
-                [100 * both / n],
-                "%",
-                90,
-                note=note,
-            )
-        ]
-    )
+    question = f"colour and shape both right, in {n} new scenes"
+    tell([Row(question, [100 * both / n], "%", 90, note=note)])
 
 
 if __name__ == "__main__":

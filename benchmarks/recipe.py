@@ -173,8 +173,9 @@ def table(results: list[dict]) -> str:
         spread = f" ± {statistics.stdev(r['CIDEr'] for r in runs):.1f}" if len(runs) > 1 else ""
         shown = " | ".join(f"{means[s]:.1f}{spread if s == 'CIDEr' else ''}" for s in SHOWN)
         same = [recipe[r["seed"]] for r in runs if r["seed"] in recipe] or list(recipe.values())
-        is_other = name != RECIPE and same
-        difference = f"{means['CIDEr'] - statistics.mean(same):+.1f}" if is_other else ""
+        difference = ""
+        if same and name != RECIPE:
+            difference = f"{means['CIDEr'] - statistics.mean(same):+.1f}"
         lines.append(f"| {name} | {len(runs)} | {shown} | {difference} |")
     return "\n".join(lines)
 
