@@ -85,17 +85,16 @@ def evaluate(settings: Settings) -> int:
     scores: dict[str, float] = metrics.score(captions, references)
     official = _official(captions, references) if settings.coco else {}
     habits = _habits(models[0], captions, found, references, corpus)
-    summary = {
+    asked = {
         "checkpoint": " ".join(map(str, settings.checkpoint)),
         "split": settings.split,
         "images": len(captions),
         **{name: value for name, value in asdict(search).items() if name != "not_last"},
         "seed": settings.seed,
-        **scores,
-        **{f"{name} (official)": value for name, value in official.items()},
-        **habits,
     }
-    _print(summary, scores, official, habits)
+    theirs = {f"{name} (official)": value for name, value in official.items()}
+    summary = {**scores, **theirs, **habits}
+    _print({**asked, **summary}, scores, official, habits)
     if settings.output:
         per_image = metrics.score_each(captions, references)
         rows = [
@@ -108,6 +107,7 @@ def evaluate(settings: Settings) -> int:
             settings.output,
             rows,
             summary=summary,
+            settings=asked,
             pictures=[example.path for example in examples],
             progress=partial(cli.progress, about="writing the report", unit="picture"),
         )

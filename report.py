@@ -32,7 +32,8 @@ def write(
     path: Path,
     rows: Sequence[Row],
     *,
-    summary: Mapping[str, Any],
+    summary: Mapping[str, float],
+    settings: Mapping[str, Any],
     pictures: Sequence[Path],
     progress: Callable[..., Iterable[Any]] = lambda items, **_: items,
 ) -> None:
@@ -41,38 +42,34 @@ def write(
     Args:
         path: ends in ``.html`` or ``.json``.
         rows: one an image.
-        summary: name → value, of the split as a whole.
+        summary: name → figure, of the split as a whole.
+        settings: name → value, what was scored and how it was written.
         pictures: each row's picture, shown on the page.
         progress: wraps the pictures while they are read.
     """
     with whole_file(path) as part, part.open("w", encoding="utf-8") as file:
         if path.suffix == ".json":
-            content = {"summary": dict(summary), "images": [asdict(row) for row in rows]}
+            content = {"summary": {**settings, **summary}, "images": [asdict(row) for row in rows]}
             json.dump(content, file, ensure_ascii=False, indent=1)
             return
+        shown = {**settings, **{name: f"{value:.1f}" for name, value in summary.items()}}
         title = f"Captions of {len(rows):,} images"
         file.write(f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>{title}</title>\n")
         file.write('<meta name=viewport content="width=device-width,initial-scale=1">\n')
-        file.write(f"<style>{STYLE}</style>\n<h1>{title}</h1>\n{_summary(summary)}")
+        file.write(f"<style>{STYLE}</style>\n<h1>{title}</h1>\n{_summary(shown)}")
         file.write(f"{_distribution(rows)}{CONTROLS}<main id=images>\n")
         for row, picture in zip(rows, progress(pictures, total=len(rows)), strict=True):
             file.write(_card(row, picture))
         file.write(f"</main>\n<script>{SCRIPT}</script>\n</html>\n")
 
 
-def _summary(summary: Mapping[str, Any]) -> str:
+def _summary(shown: Mapping[str, Any]) -> str:
     """The split's scores as a table of two rows, which wraps on a narrow screen."""
     cells = "".join(
-        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(_shown(value))}</dd></div>"
-        for name, value in summary.items()
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd></div>"
+        for name, value in shown.items()
     )
     return f"<dl class=summary>{cells}</dl>\n"
-
-
-def _shown(value: Any) -> str:
-    """Settings as they are; what was computed, and has many decimals, with one."""
-    is_computed = isinstance(value, float) and value != round(value, 3)
-    return f"{value:.1f}" if is_computed else str(value)
 
 
 def _distribution(rows: Sequence[Row]) -> str:

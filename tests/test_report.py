@@ -19,7 +19,7 @@ def row(name="a.png", caption="a dog", cider=50.0):
 def test_text_cannot_become_markup(tmp_path, picture):
     page = tmp_path / "page.html"
     rows = [row("<i>.png", 'a "dog" & <script>')]
-    report.write(page, rows, summary={"checkpoint": "<u>"}, pictures=[picture])
+    report.write(page, rows, summary={}, settings={"checkpoint": "<u>"}, pictures=[picture])
     text = page.read_text(encoding="utf-8")
     for markup in ("<i>", "<b>", "<u>", "& <script>"):
         assert markup not in text
@@ -29,14 +29,16 @@ def test_text_cannot_become_markup(tmp_path, picture):
 def test_a_picture_that_has_gone_leaves_its_card(tmp_path, picture):
     page = tmp_path / "page.html"
     pictures = [picture, tmp_path / "gone.png"]
-    report.write(page, [row(), row()], summary={}, pictures=pictures)
+    report.write(page, [row(), row()], summary={}, settings={}, pictures=pictures)
     assert page.read_text(encoding="utf-8").count("<article") == 2
 
 
 def test_the_bars_count_every_image_once(tmp_path, picture):
     scores = [0.0, 9.99, 10.0, 123.4, 517.0]
     page = tmp_path / "page.html"
-    report.write(page, [row(cider=s) for s in scores], summary={}, pictures=[picture] * 5)
+    report.write(
+        page, [row(cider=s) for s in scores], summary={}, settings={}, pictures=[picture] * 5
+    )
     bars = [
         line
         for line in page.read_text(encoding="utf-8").split("<title>")
@@ -46,7 +48,9 @@ def test_the_bars_count_every_image_once(tmp_path, picture):
 
 
 def test_json(tmp_path, picture):
-    report.write(tmp_path / "r.json", [row()], summary={"CIDEr": 50.0}, pictures=[picture])
+    report.write(
+        tmp_path / "r.json", [row()], summary={"CIDEr": 50.0}, settings={}, pictures=[picture]
+    )
     found = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert found["summary"] == {"CIDEr": 50.0}
     assert found["images"][0]["caption"] == "a dog"
@@ -54,8 +58,8 @@ def test_json(tmp_path, picture):
 
 def test_settings_are_shown_as_they_are_and_scores_with_one_decimal(tmp_path, picture):
     page = tmp_path / "page.html"
-    summary = {"top_p": 0.97, "CIDEr": 49.8123}
-    report.write(page, [row()], summary=summary, pictures=[picture])
+    summary, settings = {"CIDEr": 49.8123}, {"top_p": 0.97}
+    report.write(page, [row()], summary=summary, settings=settings, pictures=[picture])
     text = page.read_text(encoding="utf-8")
     assert "<dd>0.97</dd>" in text
     assert "<dd>49.8</dd>" in text
