@@ -1,7 +1,8 @@
-"""The manners of the command line, the same for every script.
+"""What the command lines of all scripts have in common.
 
-A script's settings are a dataclass; here its fields become flags, errors become two lines,
-signals become exit statuses. Imports nothing heavy, so that ``--help`` answers at once.
+A script's settings are a frozen dataclass: here its fields become flags, errors become one line,
+signals become exit statuses. Imports nothing heavy, so that ``--help`` answers
+at once, and nothing of ours.
 """
 
 from __future__ import annotations
@@ -11,29 +12,43 @@ import dataclasses
 import difflib
 import errno
 import importlib.util
+import io
 import logging
 import math
 import os
 import signal
 import sys
+import time
 import traceback
+import typing
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType, UnionType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     import torch
+    from _typeshed import DataclassInstance
+    from tqdm import tqdm
 
-S = TypeVar("S")
+S = TypeVar("S", bound="DataclassInstance")
 T = TypeVar("T")
 
+VERSION = "0.2.0"
+DEVICES = ("auto", "cpu", "cuda", "mps")
 DONE, SOME_FAILED, FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+PROGRESS_EVERY = 30.0  # seconds, where stderr is no terminal
+
+log = logging.getLogger(__name__)
 
 
-class UsageError(Exception):
-    """The user asked for something that cannot be; the message says what to do."""
+class UserError(Exception):
+    """Something a user can cause and mend; the message says what is wrong and what to do."""
+
+
+# ------------------------------------------------------------------------------- settings
 
 
 def option(
@@ -43,48 +58,36 @@ def option(
     at_least: float | None = None,
     below: float | None = None,
     choices: Sequence[str] | None = None,
+    metavar: str | None = None,
+    group: str | None = None,
+    resume: bool | str = False,
+    from_init: bool = False,
+    positional: bool = False,
 ) -> Any:
-    """A field of a settings dataclass: one default, one help line, the values allowed."""
-    metadata = {"help": help, "at_least": at_least, "below": below, "choices": choices}
-    return dataclasses.field(default=default, metadata=metadata)
+    """A field of a settings dataclass: one default, one help line, the values allowed.
+
+    ``group`` is the heading in ``--help`` of this option and of those after it. ``resume`` says
+    whether ``--resume`` may change it: True, False, or the name of a stage of the training, for as
+    long as that has not begun. With ``from_init``, ``--init`` takes it over from the model that
+    training starts from. ``positional`` is for a tuple that arguments without a flag add to.
+    """
+    return dataclasses.field(default=default, metadata=locals())
 
 
-@dataclasses.dataclass(frozen=True)
-class SearchSettings:
-    """How captions are searched or drawn: the same flags wherever a trained model writes them."""
-
-    beam_size: int | None = option(
-        None, "sentences kept while searching, 1 is greedy; left out, as in training", at_least=1
-    )
-    max_words: int | None = option(None, "longest caption; left out, as in training", at_least=1)
-    length_penalty: float | None = option(
-        None, "0 favours short captions, above 1 long ones; left out, as in training", at_least=0
-    )
-    no_repeat: int | None = option(
-        None, "words in a row that no caption says twice; left out, as in training", at_least=0
-    )
-    temperature: float = option(0.0, "above 0: draw captions at random, 1 as believed", at_least=0)
-    top_p: float = option(1.0, "draw only from the likeliest words of this share")
-    seed: int = option(0, "of captions drawn at random", at_least=0)
-
-    def __post_init__(self) -> None:
-        check(self)
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"--top-p must be above 0 and at most 1, got {self.top_p}")
-        if self.top_p < 1 and not self.temperature:
-            raise ValueError("--top-p is for captions drawn at random: give --temperature too")
+def flag(name: str) -> str:
+    """The flag of a setting: ``batch_size`` → ``--batch-size``."""
+    return "--" + name.replace("_", "-")
 
 
-def check(settings: Any) -> None:
+def check(settings: DataclassInstance) -> None:
     """Check every field against what its ``option`` allows; called by ``__post_init__``.
 
     Raises:
         ValueError: naming the flag, the value and what is allowed.
     """
     for field in dataclasses.fields(settings):
-        value, name = getattr(settings, field.name), flag(field.name)
-        at_least, below = field.metadata["at_least"], field.metadata["below"]
-        choices = field.metadata["choices"]
+        value, name, allowed = getattr(settings, field.name), flag(field.name), field.metadata
+        at_least, below, choices = (allowed.get(key) for key in ("at_least", "below", "choices"))
         if value is None:
             continue
         if isinstance(value, float) and math.isnan(value):
@@ -97,6 +100,127 @@ def check(settings: Any) -> None:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
+@dataclasses.dataclass(frozen=True)
+class BeamSettings:
+    """Beam search, in validation while training and with the trained model."""
+
+    beam_size: int = option(
+        3, "hypotheses kept while searching, 1 is greedy", at_least=1, group="search", resume=True
+    )
+    max_words: int = option(20, "longest caption", at_least=1, resume=True)
+    length_penalty: float = option(
+        1.0, "0 favours short captions, above 1 long ones", at_least=0, resume=True
+    )
+    no_repeat_ngram_size: int = option(
+        3, "words in a row that no caption repeats; 0: any", at_least=0, resume=True
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingSettings(BeamSettings):
+    """How a trained model writes captions: by beam search, or sampled."""
+
+    # Left out, these are what the model was validated with: see the second result of `parse`.
+    AS_IN_TRAINING: ClassVar[frozenset[str]] = frozenset(
+        field.name for field in dataclasses.fields(BeamSettings)
+    )
+
+    temperature: float = option(
+        0.0, "above 0: sample captions; 1: as the model weighs them", at_least=0, group="search"
+    )
+    top_p: float = option(1.0, "sample only from the likeliest words of this share")
+    seed: int = option(0, "of sampled captions", at_least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"--top-p must be above 0 and at most 1, got {self.top_p}")
+        if self.top_p < 1 and not self.temperature:
+            raise ValueError("--top-p is for sampled captions: give --temperature too")
+
+
+def plain(settings: DataclassInstance) -> dict[str, Any]:
+    """Settings as a checkpoint holds them: paths as text."""
+    return {n: str(v) if isinstance(v, Path) else v for n, v in vars(settings).items()}
+
+
+def typed(settings_class: type[DataclassInstance], values: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``plain`` made, back to what the class takes.
+
+    A setting that is missing gets its default, one that the class does not have is dropped.
+    """
+    types = typing.get_type_hints(settings_class)
+    found = {f.name: values.get(f.name, f.default) for f in dataclasses.fields(settings_class)}
+    paths = {n for n, v in found.items() if v is not None and types[n] in (Path, Path | None)}
+    return {n: Path(v) if n in paths else v for n, v in found.items()}
+
+
+def resumed(
+    settings: S, given: Collection[str], before: Mapping[str, Any], begun: Collection[str]
+) -> S:
+    """The settings of a run that is resumed, changed by those flags that may change them.
+
+    Args:
+        settings: of the command line.
+        given: names of the settings that were given as flags.
+        before: the run's settings, as ``plain`` made them.
+        begun: names of the stages that have begun.
+
+    Raises:
+        UserError: a flag would change what must stay.
+    """
+    values = typed(type(settings), before)
+    for field in dataclasses.fields(settings):
+        name, now, was = field.name, getattr(settings, field.name), values[field.name]
+        if name not in given:
+            continue
+        until = field.metadata["resume"]
+        if now != was and until in begun:
+            raise UserError(
+                f"{flag(name)} comes too late, {until} has begun in the run to resume: leave the "
+                "flag out, or begin a new run with --init."
+            )
+        if now != was and until is False:
+            raise UserError(
+                f"{flag(name)} is {'left out' if was is None else was} in the run to resume, not "
+                f"{now}: leave the flag out, or start afresh without --resume."
+            )
+        values[name] = now
+    return _made(type(settings), values)
+
+
+def inherited(settings: S, given: Collection[str], theirs: Mapping[str, Any], source: Path) -> S:
+    """The settings, those marked ``from_init`` as in the model at ``source``, which has ``theirs``.
+
+    Raises:
+        UserError: a flag asks for another value than the model has.
+    """
+    values = typed(type(settings), theirs)
+    for field in dataclasses.fields(settings):
+        name, now, value = field.name, getattr(settings, field.name), values[field.name]
+        if not field.metadata["from_init"]:
+            values[name] = now
+        elif name in given and now != value:
+            raise UserError(
+                f"{flag(name)} is {value} in {source}, not {now}: leave the flag out, or start "
+                "without --init."
+            )
+    return _made(type(settings), values)
+
+
+def _made(settings_class: type[S], values: Mapping[str, Any]) -> S:
+    try:
+        return settings_class(**values)
+    except ValueError as error:  # each value was allowed where it was given, but not together
+        raise UserError(f"{error}.") from error
+
+
+# --------------------------------------------------------------------------- command line
+
+
 def parse(settings_class: type[S], argv: Sequence[str] | None = None) -> tuple[S, frozenset[str]]:
     """Read the command line: one flag for each field of the dataclass.
 
@@ -104,14 +228,17 @@ def parse(settings_class: type[S], argv: Sequence[str] | None = None) -> tuple[S
         The settings, and the names of the fields that were given as flags.
     """
     parser = _parser(settings_class)
-    given = vars(parser.parse_args(argv))
+    namespace, unknown = parser.parse_known_intermixed_args(argv)  # a.jpg --quiet b.jpg
+    if unknown:
+        parser.error(_unknown_argument(unknown[0], parser._option_string_actions))
+    given = {n: tuple(v) if isinstance(v, list) else v for n, v in vars(namespace).items()}
     try:
         return settings_class(**given), frozenset(given)
     except ValueError as error:
         parser.error(str(error))
 
 
-def answer_at_once(settings_class: type) -> None:
+def answer_at_once(settings_class: type[DataclassInstance]) -> None:
     """Before a script's slow imports: reply to ``--help`` and typos, and let Ctrl-C end it."""
     parse(settings_class)
     if importlib.util.find_spec("torch") is None:
@@ -124,19 +251,103 @@ def answer_at_once(settings_class: type) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # else an import would end in a traceback
 
 
-def run(
-    job: Callable[[], int | None], settings: Any, *, errors: tuple[type[Exception], ...]
-) -> int:
+class _Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message} ({self.prog} --help lists all flags)", file=sys.stderr)
+        sys.exit(FAILED)
+
+
+def _parser(settings_class: type[DataclassInstance]) -> _Parser:
+    fields = dataclasses.fields(settings_class)
+    plain_arguments = "".join(f"[{f.name} ...] " for f in fields if f.metadata["positional"])
+    examples = getattr(settings_class, "EXAMPLES", ())
+    parser = _Parser(
+        usage=f"%(prog)s {plain_arguments}[--flag value ...]",
+        description=settings_class.__doc__,
+        epilog="\n  ".join(["examples:", *examples]) if examples else None,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 2, 32, 79),
+        add_help=False,
+    )
+    types, own = typing.get_type_hints(settings_class), settings_class.__annotations__
+    as_in_training = getattr(settings_class, "AS_IN_TRAINING", ())
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    heading = "options"
+    for field in sorted(fields, key=lambda field: field.name not in own):  # a script's own first
+        heading = field.metadata["group"] or heading
+        if heading not in groups:
+            groups[heading] = parser.add_argument_group(heading)
+        default = "as in training" if field.name in as_in_training else field.default
+        _add_flag(groups[heading], field, types[field.name], default)
+    group = parser.add_argument_group("help")
+    group.add_argument("-h", "--help", action="help", help="show this help and exit")
+    text, version = "show the version and exit", f"image-captioning {VERSION}"
+    group.add_argument("--version", action="version", version=version, help=text)
+    return parser
+
+
+def _add_flag(
+    group: argparse._ArgumentGroup, field: dataclasses.Field[Any], kind: Any, default: Any
+) -> None:
+    name, text = flag(field.name), field.metadata["help"].replace("%", "%%")
+    if kind is bool:
+        action = argparse.BooleanOptionalAction if default else "store_true"
+        group.add_argument(name, action=action, help=text)
+        return
+    if isinstance(kind, UnionType):  # "int | None": None is the flag left out
+        kind = typing.get_args(kind)[0]
+    is_tuple = typing.get_origin(kind) is tuple
+    kind = typing.get_args(kind)[0] if is_tuple else kind
+    if field.metadata["positional"]:
+        hidden = argparse.SUPPRESS  # the flag's line is enough
+        group.add_argument(field.name, type=kind, nargs="*", action="extend", help=hidden)
+    choices = field.metadata["choices"] or ()
+    metavar = field.metadata["metavar"] or "|".join(choices)
+    if choices and len(metavar) > 20:
+        metavar, text = "NAME", f"{text}: {', '.join(choices)}"
+    values = default if isinstance(default, tuple) else () if default in (None, "") else (default,)
+    shown = " ".join(map(str, values)).replace("%", "%%")
+    group.add_argument(
+        name,
+        type=kind,
+        nargs="+" if is_tuple else None,
+        action="extend" if is_tuple else "store",
+        metavar=metavar or {int: "N", float: "X", Path: "PATH"}.get(kind, "NAME"),
+        help=f"{text} (default: {shown})" if shown else text,
+    )
+
+
+def _unknown_argument(argument: str, flags: Iterable[str]) -> str:
+    """What to say of it, with the flags it is near to: by initials, beginning or spelling."""
+    word = argument.split("=")[0]
+    wanted = word.lstrip("-").replace("_", "-")
+    names = [name.removeprefix("--") for name in flags if name.startswith("--")]
+    near = [name for name in names if "".join(p[0] for p in name.split("-")) == wanted]
+    near = near or [name for name in names if len(wanted) > 2 and name.startswith(wanted)]
+    near = near or difflib.get_close_matches(wanted, names, n=1, cutoff=0.8)
+    is_guess = word.startswith("-") and 0 < len(near) < 4
+    guess = f" Did you mean {' or '.join(f'--{name}' for name in near)}?" if is_guess else ""
+    return f"unknown argument {word}.{guess}"
+
+
+# -------------------------------------------------------------------------------- the run
+
+
+def run(job: Callable[[], int | None], settings: Any) -> int:
     """Do the job and turn what becomes of it into an exit status.
 
     Args:
-        job: returns its exit status, or exits with it; None is 0.
+        job: returns its exit status, or exits with it; None is 0. What a user can cause is a
+            ``UserError`` or an ``OSError``.
         settings: has ``quiet`` and ``debug``.
-        errors: what a user can cause, besides files that cannot be read or written.
     """
-    logging.basicConfig(
-        format="%(message)s", level=logging.ERROR if settings.quiet else logging.INFO, force=True
-    )
+    level = logging.ERROR if settings.quiet else logging.INFO
+    logging.basicConfig(format="%(message)s", level=level, force=True)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the code page; file names as they are
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     warnings.filterwarnings("ignore", module="PIL")  # of odd metadata: the picture counts
     interrupts = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}
     before = {number: signal.signal(number, handler) for number, handler in interrupts.items()}
@@ -147,17 +358,16 @@ def run(
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as error:  # the job's own, or SIGTERM's
-        return error.code
+        return int(error.code or DONE)
     except BrokenPipeError:  # the reader of our output has gone, as in `… | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
-        is_full = _is_out_of_memory(error)
-        if not isinstance(error, (UsageError, OSError, *errors)) and not is_full:
+        message = _message(error, settings)
+        if message is None:
             raise
         if settings.debug:
             traceback.print_exc()
-        message = _out_of_memory(settings) if is_full else _message(error)
         print(f"error: {message}", file=sys.stderr)
         return FAILED
     finally:
@@ -165,38 +375,32 @@ def run(
             signal.signal(number, handler)
 
 
-def progress(items: Iterable[T], *, about: str, unit: str, total: int | None = None) -> Iterable[T]:
-    """The items, with a progress bar on stderr if that is a terminal and not ``--quiet``."""
-    from tqdm import tqdm
+def _message(error: Exception, settings: Any) -> str | None:
+    """What to say of an error that a user can cause; None: the mistake is ours."""
+    # CUDA has an error of its own in torch, the main memory and MPS only words.
+    is_full = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
+    if isinstance(error, RuntimeError):
+        is_full |= any(s in str(error) for s in ("can't allocate memory", "out of memory"))
+    if is_full:
+        less = "close other programs, or give a smaller --beam-size."
+        if batch_size := getattr(settings, "batch_size", None):
+            less = f"give a --batch-size below {batch_size:,}, or less of what else takes it "
+            less += "(beam, sizes of model and images)."
+        return f"there is not enough memory: {less}"
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        if error.errno == errno.ENOSPC:
+            return f"{place}the disk is full: make room, or name another place, and run it again."
+        return f"{place}{error.strerror}. Check that the place exists and can be read and written."
+    return str(error) if isinstance(error, (UserError, OSError)) else None
 
-    quiet = not logging.getLogger().isEnabledFor(logging.INFO)
-    return tqdm(
-        items, desc=about, unit=unit, total=total, leave=False, disable=quiet or None, smoothing=0.1
-    )
 
-
-def device(name: str) -> torch.device:
-    """``auto``, ``cpu``, ``cuda`` or ``mps`` → a device that is there.
-
-    Raises:
-        UsageError: the machine has no such device.
-    """
-    import torch
-
-    there = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        name = next(candidate for candidate, is_there in there.items() if is_there)
-    if not there[name]:
-        raise UsageError(f"this machine has no {name} device: leave --device out, or give cpu.")
-    return torch.device(name)
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+    sys.exit(TERMINATED)
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
+def finish_before_stopping() -> Iterator[None]:
     """Hold Ctrl-C and SIGTERM back until the block is done, so that it is done whole."""
     held: list[int] = []
     handlers = {
@@ -208,99 +412,64 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for number in held:
-            signal.raise_signal(number)
+        for caught in held:
+            signal.raise_signal(caught)
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse with errors of one line that guess what was meant."""
+def progress(
+    items: Iterable[T], *, about: str, unit: str, total: int | None = None
+) -> tqdm[T] | Progress[T]:
+    """The items; their progress is shown on stderr unless ``--quiet``, as a bar on a terminal.
 
-    def error(self, message: str) -> NoReturn:
-        unknown = message.removeprefix("unrecognized arguments: ")
-        if unknown != message:
-            word = unknown.split()[0].split("=")[0]
-            near = difflib.get_close_matches(word, self._option_string_actions, n=1)
-            guess = f" Did you mean {near[0]}?" if near else ""
-            message = f"unknown argument {word}.{guess}"
-        print(f"error: {message} ({self.prog} --help lists all flags)", file=sys.stderr)
-        sys.exit(FAILED)
+    ``unit`` is what an item is called, in the singular; ``total`` how many there are, if ``items``
+    does not know. ``set_postfix_str`` of the result adds to what is shown.
+    """
+    if not sys.stderr.isatty() or not log.isEnabledFor(logging.INFO):
+        return Progress(items, about=about, unit=unit, total=total)
+    from tqdm import tqdm
 
-
-def _parser(settings_class: type) -> _Parser:
-    parser = _Parser(
-        usage="%(prog)s [--flag value ...]",
-        description=settings_class.__doc__,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    types = get_type_hints(settings_class)
-    inherited = set(types) - set(settings_class.__annotations__)
-    # --help shows a script's own flags before those it shares.
-    for field in sorted(dataclasses.fields(settings_class), key=lambda f: f.name in inherited):
-        kind, name, default = types[field.name], flag(field.name), field.default
-        text = field.metadata["help"].replace("%", "%%")
-        if kind is bool:
-            action = argparse.BooleanOptionalAction if default else "store_true"
-            parser.add_argument(name, action=action, help=text)
-            continue
-        if isinstance(kind, UnionType):  # "int | None": None is told by leaving the flag out
-            kind = get_args(kind)[0]
-        many = get_args(kind)[:1] if get_origin(kind) is tuple else ()
-        shown = " ".join(map(str, default)) if many else "" if default is None else str(default)
-        parser.add_argument(
-            name,
-            type=many[0] if many else kind,
-            nargs="+" if many else None,
-            action=_Extend if many else "store",
-            metavar="|".join(field.metadata["choices"] or ()) or None,
-            help=f"{text} (default: {shown})" if shown else text,
-        )
-    return parser
+    return tqdm(items, desc=about, unit=unit, total=total, leave=False, smoothing=0.1)
 
 
-class _Extend(argparse.Action):
-    """``--image a b --image c``: all of them, as a tuple."""
+class Progress(Generic[T]):
+    """Items with a line in the log every half minute, used as a bar of tqdm's is."""
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,  # noqa: ARG002
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,  # noqa: ARG002
-    ) -> None:
-        setattr(namespace, self.dest, (*getattr(namespace, self.dest, ()), *values))
+    def __init__(self, items: Iterable[T], *, about: str, unit: str, total: int | None) -> None:
+        if total is None and isinstance(items, Sized):
+            total = len(items)
+        self._items, self._about, self._postfix = items, about, ""
+        self._of_all = f"{'' if total is None else f'/{total:,}'} {unit}s"
 
+    def set_postfix_str(self, text: str) -> None:
+        """Say more at the end of the line."""
+        self._postfix = f", {text}"
 
-def flag(name: str) -> str:
-    """The flag of a setting: ``batch_size`` → ``--batch-size``."""
-    return "--" + name.replace("_", "-")
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """A full GPU has an error of its own in torch, a full main memory only words."""
-    kinds = ("MemoryError", "OutOfMemoryError")
-    return type(error).__name__ in kinds or "can't allocate memory" in str(error)
-
-
-def _out_of_memory(settings: Any) -> str:
-    batch_size = getattr(settings, "batch_size", None)
-    if not batch_size:
-        return "there is not enough memory: close other programs, or give a smaller --beam-size."
-    return (
-        f"there is not enough memory: give a --batch-size below {batch_size:,}, or less of what "
-        "else takes it (beam, sizes of model and images)."
-    )
+    def __iter__(self) -> Iterator[T]:
+        started_at = logged_at = time.perf_counter()
+        for n, item in enumerate(self._items, start=1):
+            yield item
+            now = time.perf_counter()
+            if now - logged_at > PROGRESS_EVERY:
+                logged_at, rate = now, n / (now - started_at)
+                log.info(f"{self._about}  {n:,}{self._of_all}, {rate:,.1f}/s{self._postfix}")
 
 
-def _message(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        place = f"{error.filename}: " if error.filename else ""
-        if error.errno == errno.ENOSPC:
-            return f"{place}the disk is full: make room, or name another place, and run it again."
-        return f"{place}{error.strerror}. Check that the place exists and can be read and written."
-    return str(error)
+def device(name: str) -> torch.device:
+    """``auto``, ``cpu``, ``cuda`` or ``mps`` → a device that is there.
 
+    Raises:
+        UserError: the machine has no such device.
+    """
+    import torch
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
-    sys.exit(TERMINATED)
+    # Asked only where needed: to ask CUDA makes it start, which `cpu` must not.
+    is_there: dict[str, Callable[[], bool]] = {
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+        "cpu": lambda: True,
+    }
+    if name == "auto":
+        name = next(candidate for candidate in is_there if is_there[candidate]())
+    elif not is_there[name]():
+        raise UserError(f"this machine has no {name} device: leave --device out, or give cpu.")
+    return torch.device(name)

@@ -1,12 +1,16 @@
+import contextlib
 import errno
+import io
 import json
 import logging
 import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+import tomllib
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -95,7 +99,9 @@ def test_a_field_is_a_flag(argv, name, value):
         ("--epoch 3", "unknown argument --epoch. Did you mean --epochs?"),  # no abbreviations
         ("--batch_size=3", "unknown argument --batch_size. Did you mean --batch-size?"),
         ("--xyzzy", "unknown argument --xyzzy. (" ),
-        ("photo.jpg", "unknown argument photo.jpg."),
+        ("--xyzzy 3", "unknown argument --xyzzy. (" ),
+        ("photo.jpg", "unknown argument photo.jpg. ("),
+        ("--quiet -- photo.jpg", "unknown argument "),
         ("--quiet False", "unknown argument False."),
         ("--epochs many", "--epochs: invalid int value: 'many'"),
         ("--epochs", "--epochs: expected one argument"),
@@ -123,18 +129,313 @@ def test_settings_made_by_hand_are_checked_too():
         Settings(batch_size=0)
 
 
-def test_help_tells_each_flag_with_its_default(capsys):
+def shown(settings_class, argument, capsys):
+    """What an argument such as `--help` prints."""
     with pytest.raises(SystemExit) as caught:
-        cli.parse(Settings, ["--help"])
+        cli.parse(settings_class, [argument])
     out, err = capsys.readouterr()
     assert (caught.value.code, err) == (0, "")
-    out = " ".join(out.split())
-    assert "Try the command line." in out
-    assert "where the photos are, 100 % local (default: photos)" in out
-    assert "some sizes (default: 1 2)" in out
+    return out
+
+
+def test_help_tells_each_flag_with_its_default(capsys):
+    out = " ".join(shown(Settings, "--help", capsys).split())
+    assert "usage: " in out
+    assert "[--flag value ...] Try the command line." in out
+    assert "--data PATH where the photos are, 100 % local (default: photos)" in out
+    assert "--sizes N [N ...] some sizes (default: 1 2)" in out
+    assert "--dropout X share dropped (default: 0.5)" in out
     assert "--place auto|cpu where to run (default: auto)" in out
     assert "--no-shuffle" in out
-    assert "--limit LIMIT at most so many --" in out
+    assert "--limit N at most so many --" in out
+    assert "examples:" not in out
+
+
+@dataclass(frozen=True)
+class Grouped(cli.SamplingSettings):
+    """Try the groups."""
+
+    EXAMPLES: ClassVar[tuple[str, ...]] = ("python try.py a.jpg", "python try.py --n-best 3 b.jpg")
+
+    image: tuple[Path, ...] = option((), "pictures", group="data", positional=True)
+    encoder: str = option(
+        "resnet18", "the encoder", choices=("resnet18", "resnet34", "resnet50"), group="model"
+    )
+    weights: str = option("none", "weights of the encoder", metavar="FILE")
+    n_best: int = option(1, "captions for each picture", group="search")
+    title: str = option("", "of the report", group="data")
+    learning_rate_of_the_encoder: float = option(1e-4, "small", group="run")
+
+
+def test_help_has_groups_a_fixed_width_and_examples(capsys, monkeypatch):
+    """Groups in the script's order; one of a base class's joins one of the same name."""
+    monkeypatch.setenv("COLUMNS", "200")
+    out = shown(Grouped, "--help", capsys)
+    assert out.startswith("usage: ")
+    assert "[image ...] [--flag value ...]\n" in out
+    assert max(map(len, out.splitlines())) in range(70, 80)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert shown(Grouped, "--help", capsys) == out
+    headings = [line for line in out.splitlines() if line.endswith(":") and line[0] != " "]
+    assert headings == ["data:", "model:", "search:", "run:", "help:", "examples:"]
+    _, data, model, search, run, _, examples = (part.split("\n\n")[0] for part in split(out))
+    assert flags(data) == ["--image", "--title"]
+    assert flags(model) == ["--encoder", "--weights"]
+    beam = ["--beam-size", "--max-words", "--length-penalty", "--no-repeat-ngram-size"]
+    assert flags(search) == ["--n-best", *beam, "--temperature", "--top-p", "--seed"]
+    assert flags(run) == ["--learning-rate-of-the-encoder"]
+    assert "--encoder NAME" in model
+    names = "the encoder: resnet18, resnet34, resnet50 (default: resnet18)"
+    assert names in " ".join(model.split())
+    assert "--weights FILE" in model
+    assert search.count("(default: as in training)") == 4
+    assert "(default: 1.0)" in search
+    assert examples.splitlines()[1:] == [f"  {line}" for line in Grouped.EXAMPLES]
+
+
+def split(out):
+    """The parts of `--help`: the first before any heading, each other one begins with its own."""
+    parts = [""]
+    for line in out.splitlines(keepends=True):
+        if line.endswith(":\n") and line[0] != " ":
+            parts.append("")
+        parts[-1] += line
+    return parts
+
+
+def flags(part):
+    return [line.split()[0] for line in part.splitlines() if line.startswith("  --")]
+
+
+def test_a_script_that_trains_shows_the_numbers(capsys):
+    @dataclass(frozen=True)
+    class Training(cli.BeamSettings):
+        """Train."""
+
+        epochs: int = option(8, "times through")
+
+    out = shown(Training, "--help", capsys)
+    assert "as in training" not in out
+    assert "1 is greedy (default: 3)" in " ".join(out.split())
+
+
+def test_the_version_is_that_of_the_project(capsys):
+    assert shown(Settings, "--version", capsys) == f"image-captioning {cli.VERSION}\n"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (project["name"], project["version"]) == ("image-captioning", cli.VERSION)
+
+
+@pytest.mark.parametrize("script", ["train.py", "predict.py", "evaluate.py"])
+def test_the_help_of_each_script_fits_and_gives_examples(script):
+    done = subprocess.run(
+        [sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert all(len(line) < 80 for line in done.stdout.splitlines())
+    *_, examples = split(done.stdout)
+    assert examples.startswith("examples:\n")
+    assert examples.count(f"python {script}") >= 2
+    assert "options:" not in done.stdout  # each flag has a group with a name of its own
+
+
+@pytest.mark.parametrize(
+    ("argv", "images"),
+    [
+        ("a.jpg", "a.jpg"),
+        ("a.jpg b/ --n-best 3", "a.jpg b"),
+        ("--n-best 3 a.jpg", "a.jpg"),
+        ("a.jpg --n-best 3 b.jpg", "a.jpg b.jpg"),
+        ("--image a.jpg --n-best 3 b.jpg", "a.jpg b.jpg"),
+        ("--image a.jpg b.jpg", "a.jpg b.jpg"),
+        ("--image a.jpg --image b.jpg", "a.jpg b.jpg"),
+        ("--n-best 3", ""),
+    ],
+)
+def test_plain_arguments_are_values_of_a_positional_option(argv, images):
+    settings, given = cli.parse(Grouped, argv.split())
+    assert settings.image == tuple(map(Path, images.split()))
+    assert given == ({"image"} if images else set()) | ({"n_best"} if "3" in argv else set())
+
+
+def test_a_typo_beside_plain_arguments_is_named(capsys):
+    with pytest.raises(SystemExit):
+        cli.parse(Grouped, ["a.jpg", "--n-bets", "3", "b.jpg"])
+    assert "unknown argument --n-bets. Did you mean --n-best?" in capsys.readouterr().err
+
+
+FLAGS = [
+    *("data", "captions", "language", "freq-threshold", "encoder", "encoder-weights"),
+    *("image-size", "embedding-size", "hidden-size", "num-layers", "dropout", "epochs"),
+    *("batch-size", "learning-rate", "warmup", "weight-decay", "label-smoothing", "clip-norm"),
+    *("patience", "finetune-epochs", "finetune-layers", "finetune-learning-rate", "crop"),
+    *("encoder-learning-rate", "scst-epochs", "scst-learning-rate", "scst-samples"),
+    *("beam-size", "max-words", "length-penalty", "no-repeat-ngram-size", "init", "demo"),
+    *("resume", "checkpoints", "runs", "run-name", "cache", "device", "seed", "quiet", "debug"),
+    *("output", "overwrite", "sentence", "image", "n-best", "top-p", "help", "version"),
+]
+
+
+@pytest.mark.parametrize(
+    ("word", "guess"),
+    [
+        ("--lr", "--learning-rate"),
+        ("--lr=1", "--learning-rate"),
+        ("--bs", "--batch-size or --beam-size"),
+        ("-i", "--init or --image"),
+        ("--epoch", "--epochs"),
+        ("--batch_size", "--batch-size"),
+        ("--batchsize", "--batch-size"),
+        ("--devise", "--device"),
+        ("--checkpoint", "--checkpoints"),
+        ("--hidden", "--hidden-size"),
+        ("--no-repeat", "--no-repeat-ngram-size"),
+        ("--drop-out", "--dropout"),
+        ("--versoin", "--version"),
+        ("--format", ""),  # was --no-repeat
+        ("--verbose", ""),
+        ("--ver", "--version"),
+        ("--gpu", ""),
+        ("--gpus", ""),
+        ("--workers", ""),
+        ("--optimizer", ""),
+        ("--no", ""),
+        ("--finetune-foo", ""),
+        ("-d", ""),  # of --data, --dropout, --demo, --device and --debug
+        ("image.jpg", ""),
+        ("image", ""),
+    ],
+)
+def test_only_what_is_near_is_guessed(word, guess):
+    found = cli._unknown_argument(word, ["-h", *(f"--{name}" for name in FLAGS)])
+    wanted = f" Did you mean {guess}?" if guess else ""
+    assert found == f"unknown argument {word.removesuffix('=1')}.{wanted}"
+
+
+# ------------------------------------------------------------------------- shared settings
+
+
+def test_settings_of_the_search_are_checked():
+    assert vars(cli.BeamSettings()) == {
+        "beam_size": 3,
+        "max_words": 20,
+        "length_penalty": 1.0,
+        "no_repeat_ngram_size": 3,
+    }
+    assert set(vars(cli.BeamSettings())) == cli.SamplingSettings.AS_IN_TRAINING
+    for wrong, message in (
+        ({"beam_size": 0}, "--beam-size must be at least 1, got 0"),
+        ({"no_repeat_ngram_size": -1}, "--no-repeat-ngram-size must be at least 0, got -1"),
+        ({"temperature": -1.0}, "--temperature must be at least 0, got -1.0"),
+        ({"top_p": 0.0}, "--top-p must be above 0 and at most 1, got 0.0"),
+        ({"top_p": 0.9}, "--top-p is for sampled captions: give --temperature too"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cli.SamplingSettings(**wrong)
+    assert cli.SamplingSettings(top_p=0.9, temperature=1.0).top_p == 0.9
+
+
+def test_a_field_that_is_no_option_is_not_checked():
+    """As `search.Search` has one beside the flags."""
+
+    @dataclass(frozen=True)
+    class Search(cli.SamplingSettings):
+        banned_final_ids: tuple[int, ...] = ()
+
+    assert Search(banned_final_ids=(1,), beam_size=2).banned_final_ids == (1,)
+
+
+@dataclass(frozen=True)
+class Training(cli.BeamSettings):
+    """Try to resume."""
+
+    data: Path = option(Path("photos"), "folder", resume=True)
+    init: Path | None = option(None, "start from this model")
+    hidden_size: int = option(512, "size", at_least=1, from_init=True)
+    language: str = option("en", "language", from_init=True)
+    crop: float = option(0.6, "smallest part", resume="finetune")
+    scst_samples: int = option(5, "samples", at_least=2, resume="scst")
+    epochs: int = option(8, "times through", at_least=0, resume=True)
+    scst_epochs: int = option(0, "times through", at_least=0, resume=True)
+    resume: bool = option(False, "resume", resume=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.epochs + self.scst_epochs:
+            raise ValueError("--epochs and --scst-epochs are both 0")
+
+
+def test_plain_settings_come_back():
+    settings = Training(data=Path("a/b"), init=Path("best.pt"), hidden_size=3)
+    held = cli.plain(settings)
+    assert (held["data"], held["init"], held["hidden_size"]) == (str(Path("a/b")), "best.pt", 3)
+    assert Training(**cli.typed(Training, held)) == settings
+    assert Training(**cli.typed(Training, cli.plain(Training()))) == Training()
+
+
+def test_settings_of_another_version_are_read():
+    held = {"hidden_size": 32, "averaging": 0.998}
+    found = cli.typed(Training, held)
+    assert "averaging" not in found
+    assert Training(**found) == Training(hidden_size=32)
+
+
+def resumed(argv, begun=("xe",), **before):
+    settings, given = cli.parse(Training, ["--resume", *argv.split()])
+    return cli.resumed(settings, given, cli.plain(replace(Training(), **before)), begun)
+
+
+def test_a_resumed_run_has_its_own_settings_but_for_flags_that_may_change():
+    before = {"hidden_size": 32, "beam_size": 7, "data": Path("theirs"), "epochs": 2}
+    own = replace(Training(), **before, resume=True)
+    assert resumed("", **before) == own
+    assert resumed("--hidden-size 32", **before) == own
+    changed = resumed("--beam-size 1 --data ours --epochs 3", **before)
+    assert changed == replace(own, beam_size=1, data=Path("ours"), epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("argv", "before", "was"),
+    [
+        ("--hidden-size 9", {"hidden_size": 32}, "--hidden-size is 32 in the run to resume, not 9"),
+        ("--hidden-size 512", {"hidden_size": 32}, "--hidden-size is 32 "),  # though the default
+        ("--init best.pt", {}, "--init is left out in the run to resume, not best.pt"),
+        ("--language fr", {}, "--language is en in the run to resume, not fr"),
+    ],
+)  # fmt: skip
+def test_what_a_resumed_run_must_keep_is_refused(argv, before, was):
+    way_out = ": leave the flag out, or start afresh without --resume."
+    with pytest.raises(cli.UserError, match=was) as caught:
+        resumed(argv, **before)
+    assert str(caught.value).endswith(way_out)
+
+
+def test_a_stage_may_change_until_it_has_begun():
+    assert resumed("--crop 0.9 --scst-samples 3", ("xe",)).crop == 0.9
+    assert resumed("--scst-samples 3", ("xe", "finetune")).scst_samples == 3
+    assert resumed("--crop 0.6", ("xe", "finetune")).crop == 0.6
+    with pytest.raises(cli.UserError, match="--crop comes too late, finetune has begun"):
+        resumed("--crop 0.9", ("xe", "finetune"))
+    with pytest.raises(cli.UserError, match="--scst-samples comes too late, scst has"):
+        resumed("--scst-samples 3", ("xe", "finetune", "scst"))
+
+
+def test_resumed_settings_that_do_not_go_together_are_a_users_error():
+    with pytest.raises(cli.UserError, match="--epochs and --scst-epochs are both 0"):
+        resumed("--scst-epochs 0", epochs=0, scst_epochs=2)
+
+
+def test_init_brings_its_settings():
+    settings, given = cli.parse(Training, ["--init=best.pt", "--epochs=3", "--language=fr"])
+    theirs = cli.plain(Training(hidden_size=32, language="fr", epochs=9, beam_size=9))
+    found = cli.inherited(settings, given, theirs, Path("best.pt"))
+    assert found == replace(settings, hidden_size=32)
+    with pytest.raises(cli.UserError) as caught:
+        cli.inherited(settings, given, {**theirs, "language": "sv"}, Path("best.pt"))
+    assert str(caught.value) == (
+        "--language is sv in best.pt, not fr: leave the flag out, or start without --init."
+    )
+
+
+# --------------------------------------------------------------------- before the imports
 
 
 HELP = """
@@ -145,6 +446,7 @@ try:
 except SystemExit as end:
     status = end.code
 heavy = ["torch", "torchvision", "pandas", "spacy", "nltk", "tensorboard", "numpy", "PIL"]
+heavy += ["tqdm", "filelock"]
 print(json.dumps([status, [name for name in heavy if name in sys.modules]]))
 """
 
@@ -166,10 +468,6 @@ def test_help_and_typos_are_answered_before_the_slow_imports(script, flag, statu
 # ----------------------------------------------------------------------------------- run
 
 
-class Wrong(Exception):
-    """Something a user can cause."""
-
-
 def raising(error):
     def job():
         raise error
@@ -186,21 +484,25 @@ def sending(number):
     [
         (lambda: None, 0, ""),
         (lambda: cli.SOME_FAILED, 1, ""),
-        (raising(Wrong("no such thing: make one.")), 2, "error: no such thing: make one.\n"),
-        (raising(cli.UsageError("leave --x out.")), 2, "error: leave --x out.\n"),
+        (lambda: sys.exit(), 0, ""),
+        (lambda: sys.exit(cli.SOME_FAILED), 1, ""),
+        (raising(cli.UserError("leave --x out.")), 2, "error: leave --x out.\n"),
         (lambda: Path("nowhere/a.txt").read_text(), 2, "error: nowhere/a.txt: No such file"),
         (lambda: Path().read_text(), 2, "error: .: Is a directory."),
         (raising(OSError("disk is odd")), 2, "error: disk is odd\n"),
         (raising(OSError(errno.ENOSPC, "No space", "a.pt")), 2, "error: a.pt: the disk is full: "),
         (lambda: torch.empty(10**15), 2, "error: there is not enough memory: give a --batch-size"),
+        (raising(RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)")), 2,
+         "error: there is not enough memory: give a --batch-size below 100, or less of what else "),
+        (raising(torch.OutOfMemoryError()), 2, "error: there is not enough memory: "),
         (raising(KeyboardInterrupt()), 130, ""),
         (sending(signal.SIGINT), 130, ""),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("debug", [False, True])
 def test_what_becomes_of_a_job_is_its_exit_status(job, status, err, debug, capsys):
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    assert cli.run(job, Settings(debug=debug), errors=(Wrong,)) == status
+    assert cli.run(job, Settings(debug=debug)) == status
     shown = capsys.readouterr()
     assert shown.out == ""
     if status == 2:
@@ -214,7 +516,9 @@ def test_what_becomes_of_a_job_is_its_exit_status(job, status, err, debug, capsy
 
 def test_our_own_mistakes_are_not_hidden():
     with pytest.raises(ZeroDivisionError):
-        cli.run(lambda: 1 // 0, Settings(), errors=(Wrong,))
+        cli.run(lambda: 1 // 0, Settings())
+    with pytest.raises(RuntimeError, match="shapes"):
+        cli.run(raising(RuntimeError("shapes do not match")), Settings())
 
 
 @pytest.mark.parametrize("quiet", [False, True])
@@ -222,11 +526,74 @@ def test_quiet_silences_notes_but_not_errors(quiet, capsys):
     def job():
         logging.getLogger("train").info("epoch 1")
         assert list(cli.progress(range(3), about="reading", unit="picture")) == [0, 1, 2]
-        raise Wrong("it broke")
+        raise cli.UserError("it broke")
 
-    assert cli.run(job, Settings(quiet=quiet), errors=(Wrong,)) == 2
+    assert cli.run(job, Settings(quiet=quiet)) == 2
     shown = capsys.readouterr()  # no terminal: no progress bar
     assert (shown.out, shown.err) == ("", ("" if quiet else "epoch 1\n") + "error: it broke\n")
+
+
+@pytest.mark.parametrize(
+    ("items", "total", "lines"),
+    [
+        (range(3), None, ["making  1/3 scenes, ", "making  2/3 scenes, ", "making  3/3 scenes, "]),
+        (iter("ab"), 1200, ["making  1/1,200 scenes, ", "making  2/1,200 scenes, "]),
+        (iter("a"), None, ["making  1 scenes, "]),
+        ([], None, []),
+    ],
+)  # fmt: skip
+def test_where_stderr_is_no_terminal_progress_is_lines_in_the_log(
+    items, total, lines, monkeypatch, capsys
+):
+    """Into a file nothing was written for hours."""
+    monkeypatch.setattr(cli, "PROGRESS_EVERY", 0.0)
+    monkeypatch.setattr(cli.time, "perf_counter", iter(range(100)).__next__)
+
+    def job():
+        bar = cli.progress(items, about="making", unit="scene", total=total)
+        for n, _ in enumerate(bar):
+            bar.set_postfix_str(f"loss {n}.5")
+
+    assert cli.run(job, Settings()) == 0
+    wanted = [f"{line}1.0/s, loss {n}.5" for n, line in enumerate(lines)]
+    assert capsys.readouterr().err.splitlines() == wanted
+    assert cli.run(job, Settings(quiet=True)) == 0
+    assert capsys.readouterr().err == ""
+
+
+HALF_MINUTE = cli.PROGRESS_EVERY  # before the tests' conftest turns it off
+
+
+def test_a_line_of_progress_comes_every_half_minute(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(cli, "PROGRESS_EVERY", HALF_MINUTE)
+    clock = iter(range(0, 1000, 8)).__next__  # a quarter of a minute an item, roughly
+    monkeypatch.setattr(cli.time, "perf_counter", clock)
+    for _ in cli.progress(range(12), about="xe 1/8", unit="step"):
+        pass
+    assert [text.split(",")[0] for text in caplog.messages] == [
+        "xe 1/8  4/12 steps",
+        "xe 1/8  8/12 steps",
+        "xe 1/8  12/12 steps",
+    ]
+    assert caplog.messages[0].endswith("steps, 0.1/s")
+
+
+def test_on_a_terminal_progress_is_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
+    def job():
+        bar = cli.progress(range(2), about="xe 1/8", unit="step")
+        for _ in bar:
+            bar.set_postfix_str("loss 2.50")
+
+    assert cli.run(job, Settings()) == 0
+    err = capsys.readouterr().err
+    assert "xe 1/8:" in err
+    assert "loss 2.50" in err
+    assert "\n" not in err
+    assert cli.run(job, Settings(quiet=True)) == 0
+    assert capsys.readouterr().err == ""
 
 
 SCRIPT = """
@@ -238,7 +605,7 @@ def job():
         {body}
     finally:
         print("cleaned up", file=sys.stderr, flush=True)
-sys.exit(cli.run(job, settings, errors=()))
+sys.exit(cli.run(job, settings))
 """
 
 
@@ -288,7 +655,29 @@ def test_a_reader_that_has_gone_is_no_error(flush, monkeypatch):
     assert (done.returncode, done.stderr) == (0, b"cleaned up\n")
 
 
-# ------------------------------------------------------------------------- uninterrupted
+def test_stdout_is_utf_8_whatever_the_code_page():
+    """A caption with an accent, or the name of a file that is no UTF-8, ended in a traceback."""
+    body = "print('café \\u2192', os.fsdecode(b'\\xff.jpg'))"
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(body=body)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "cp1252:strict", "PYTHONUTF8": "0"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.stderr == b"cleaned up\n"
+    assert (done.returncode, done.stdout.rstrip()) == (0, "café → ".encode() + b"\xff.jpg")
+
+
+def test_a_stdout_of_another_kind_is_left_alone(capsys):
+    with contextlib.redirect_stdout(io.StringIO()) as stdout:
+        assert cli.run(lambda: print("é"), Settings()) == 0
+    assert stdout.getvalue() == "é\n"
+    assert cli.run(lambda: print("é"), Settings()) == 0
+    assert capsys.readouterr().out == "é\n"
+
+
+# ------------------------------------------------------------------ finish_before_stopping
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -297,23 +686,23 @@ def test_an_interruption_waits_until_the_block_is_done(number, status):
     done = []
 
     def job():
-        with cli.uninterrupted():
+        with cli.finish_before_stopping():
             signal.raise_signal(number)
             done.append("block")
         done.append("after")
 
     with pytest.raises(SystemExit) as caught:
-        sys.exit(cli.run(job, Settings(), errors=()))
+        sys.exit(cli.run(job, Settings()))
     assert caught.value.code == status
     assert done == ["block"]
 
 
 def test_an_undisturbed_block_leaves_the_handlers_as_they_were():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with cli.uninterrupted():
+    with cli.finish_before_stopping():
         pass
-    with pytest.raises(Wrong), cli.uninterrupted():
-        raise Wrong
+    with pytest.raises(cli.UserError), cli.finish_before_stopping():
+        raise cli.UserError
     assert before == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 
 
@@ -321,7 +710,7 @@ def test_sigterm_held_back_is_not_forgotten_outside_of_run():
     """Python's default handler of SIGTERM is no function: it ends the process all the same."""
     done = python(
         "import cli, os, signal\n"
-        "with cli.uninterrupted():\n"
+        "with cli.finish_before_stopping():\n"
         "    os.kill(os.getpid(), signal.SIGTERM); print('block', flush=True)\n"
         "print('after', flush=True)"
     )
@@ -338,7 +727,14 @@ def test_a_device_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert cli.device("auto") == cli.device("cpu") == torch.device("cpu")
     for name in ("cuda", "mps"):
-        with pytest.raises(cli.UsageError, match=f"no {name} device: .*--device.*cpu"):
+        with pytest.raises(cli.UserError, match=f"no {name} device: .*--device.*cpu"):
             cli.device(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert cli.device("auto") == torch.device("cuda")
+
+
+def test_the_cpu_is_taken_without_a_question_to_cuda(monkeypatch):
+    """To ask makes CUDA start, which takes time and memory of a GPU that others use."""
+    for backend in (torch.cuda, torch.backends.mps):
+        monkeypatch.setattr(backend, "is_available", raising(AssertionError("asked")))
+    assert cli.device("cpu") == torch.device("cpu")
