@@ -1,8 +1,11 @@
 """Golden values come from pycocoevalcap 1.2 (BLEU: nltk) and from its tokenizer."""
 
 import math
+import random
 import shutil
+from collections import Counter
 
+import numpy as np
 import pytest
 
 import metrics
@@ -15,6 +18,17 @@ def split(texts):
 
 def split_all(images):
     return [split(texts) for texts in images]
+
+
+def to_ids(texts, ids):
+    return [[ids.setdefault(word, len(ids)) for word in words] for words in split(texts)]
+
+
+def pad(sentences):
+    rows = np.full((len(sentences), max(map(len, sentences), default=0)), -1)
+    for row, sentence in zip(rows, sentences, strict=True):
+        row[: len(sentence)] = sentence
+    return rows
 
 
 # --------------------------------------------------------------------------- tokens
@@ -97,11 +111,12 @@ WORKED_PAIRS = [
 
 @pytest.mark.parametrize(("image", "reference", "cosines"), WORKED_PAIRS)
 def test_worked_pairs(image, reference, cosines):
-    """Of the image's two references the other is made equal: their mean is this one's score."""
-    cider = CiderD(WORKED_REFERENCES)
-    cider._references = [[references[reference]] * 2 for references in WORKED_REFERENCES]
-    expected = 10 * sum(cosines) / 4
-    assert cider.score(image, WORKED_HYPOTHESES[image]) == pytest.approx(expected, abs=5e-6)
+    """An image's score is the mean of its references': doubling one gives its own."""
+    references = [list(texts) for texts in WORKED_REFERENCES]
+    once = cider_d(WORKED_HYPOTHESES, references)[image]
+    references[image].append(references[image][reference])
+    twice = cider_d(WORKED_HYPOTHESES, references)[image]
+    assert 3 * twice - 2 * once == pytest.approx(10 * sum(cosines) / 4, abs=2e-5)
 
 
 def test_worked_scores():
@@ -231,25 +246,39 @@ def test_inputs_are_not_touched():
 # --------------------------------------------------------------------------- CiderD
 
 
-def test_any_order_of_scoring_and_ids_for_words():
+def test_a_batch_scores_any_images_in_any_order():
     ids = {}
-
-    def numbers(texts):
-        return [[ids.setdefault(word, len(ids)) for word in text.split()] for text in texts]
-
-    cider = CiderD([numbers(image) for image in REFERENCES])
-    hypotheses = numbers(HYPOTHESES)
-    for index in (2, 0, 1, 0, 2):
-        assert cider.score(index, hypotheses[index]) == exactly(GOLDEN_CIDER[index])
+    cider = CiderD([to_ids(texts, ids) for texts in REFERENCES])
+    order = [2, 0, 1, 0, 2]
+    hypotheses = to_ids([HYPOTHESES[index] for index in order], ids)
+    scores = cider.scores(np.array(order), pad(hypotheses))
+    assert scores.dtype == np.float64
+    assert scores == exactly([GOLDEN_CIDER[index] for index in order])
 
 
-def test_more_images_than_stay_prepared():
-    n_images = 1500
-    references = [[[f"word{index}", "is", f"name{index}"]] for index in range(n_images)]
-    cider = CiderD(references)
-    for index in (*range(n_images), 0):
-        # Three words hold no four in a row: three of the four cosines are 1.
-        assert cider.score(index, references[index][0]) == exactly(7.5)
+def test_padding_changes_nothing():
+    ids = {}
+    cider = CiderD([to_ids(texts, ids) for texts in REFERENCES])
+    hypotheses = pad(to_ids(HYPOTHESES, ids))
+    wider = np.pad(hypotheses, ((0, 0), (0, 5)), constant_values=-7).astype(np.int32)
+    assert cider.scores(np.arange(3), wider) == exactly(GOLDEN_CIDER)
+    for index in range(3):
+        alone = cider.scores(np.array([index]), hypotheses[index : index + 1])
+        assert alone == exactly([GOLDEN_CIDER[index]])
+
+
+def test_no_hypotheses_have_no_scores():
+    cider = CiderD([[[1, 2]], [[3]]])
+    assert cider.scores(np.zeros(0, int), np.zeros((0, 4), int)).shape == (0,)
+    assert cider.scores(np.array([0, 1]), np.zeros((2, 0), int)).tolist() == [0, 0]
+
+
+def test_more_images_than_are_counted_at_once():
+    n_images = 2 * metrics.BLOCK + 1
+    references = [[[index, n_images, n_images + 1 + index]] for index in range(n_images)]
+    scores = CiderD(references).scores(np.arange(n_images), pad([words for (words,) in references]))
+    # Three words hold no four in a row: three of the four cosines are 1.
+    assert scores == exactly([7.5] * n_images)
 
 
 def test_length_is_punished_by_its_difference_in_bigrams():
@@ -257,7 +286,86 @@ def test_length_is_punished_by_its_difference_in_bigrams():
     repeated = ["red", "dog"] * 3  # 5 bigrams beside 1: three "red dog", two "dog red"
     cosines = 1 / 3, 1 / (3 * math.sqrt(3**2 + 2**2)) * 3
     expected = 10 * sum(cosines) / 4 * math.exp(-(4**2) / 72)
-    assert CiderD(references).score(0, repeated) == exactly(expected)
+    assert cider_d([repeated, []], references) == exactly([expected, 0])
+
+
+def plain_cider_d(references, image, hypothesis):
+    """The formula, slowly: one hypothesis, dictionaries of tuples."""
+
+    def count(words, n):
+        return Counter(tuple(words[at : at + n]) for at in range(len(words) - n + 1))
+
+    total = 0.0
+    for n in range(1, 5):
+        found = Counter(g for image in references for g in {g for w in image for g in count(w, n)})
+        idf = Counter({g: math.log(len(references) / max(1, found[g])) for g in found})
+        h = {g: c * idf.get(g, math.log(len(references))) for g, c in count(hypothesis, n).items()}
+        for words in references[image]:
+            r = {g: c * idf[g] for g, c in count(words, n).items()}
+            norms = math.hypot(*h.values()) * math.hypot(*r.values())
+            gap = max(0, len(hypothesis) - 1) - max(0, len(words) - 1)
+            product = sum(min(h[g], r[g]) * r[g] for g in h.keys() & r.keys())
+            total += math.exp(-(gap**2) / 72) * product / norms if norms else 0
+    return 10 * total / 4 / len(references[image])
+
+
+@pytest.mark.parametrize("largest", [1, 3, 40, 2**63 - 1])
+@pytest.mark.parametrize("n_images", [1, 2, 9])
+def test_random_sentences_score_as_by_the_plain_formula(largest, n_images):
+    """Few ids repeat words within a sentence; the largest fill 64 bits on their own."""
+    draw = random.Random(n_images)
+    ids = [largest - index for index in range(min(largest + 1, 40))]
+
+    def sentence():
+        return draw.choices(ids, k=draw.choice([0, 1, 2, 3, 5, 9, 14]))
+
+    for _ in range(10):
+        references = [[sentence() for _ in range(draw.randint(1, 6))] for _ in range(n_images)]
+        image_index = draw.choices(range(n_images), k=20)
+        hypotheses = [
+            draw.choice([sentence(), draw.choice(references[image])]) for image in image_index
+        ]
+        expected = [
+            plain_cider_d(references, *pair) for pair in zip(image_index, hypotheses, strict=True)
+        ]
+        scores = CiderD(references).scores(np.array(image_index), pad(hypotheses))
+        assert scores == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_ngrams_of_different_length_are_never_the_same():
+    """The last two bits of a hash are n - 1."""
+    ngrams = metrics._count_ngrams(np.arange(500) % 7, np.zeros(500, int))
+    lengths = np.bincount(ngrams.hashes & np.uint64(3))
+    assert lengths.tolist() == [7, 7, 7, 7]
+    assert ngrams.counts.sum() == 500 + 499 + 498 + 497
+
+
+def test_no_two_ngrams_share_a_hash():
+    n_tokens = 20
+    fours = np.stack(np.meshgrid(*[np.arange(n_tokens)] * 4), axis=-1).reshape(-1, 4)
+    ngrams = metrics._count_ngrams(fours.ravel(), np.arange(len(fours)).repeat(4))
+    assert len(np.unique(ngrams.hashes)) == sum(n_tokens**n for n in range(1, 5))
+
+
+def test_a_hash_is_found_in_its_own_list_only():
+    generator = np.random.default_rng(0)
+    lists = [np.unique(generator.integers(0, 2**64 - 1, n, np.uint64)) for n in (0, 50, 1, 0, 9)]
+    table = metrics._HashTable(np.concatenate(lists), np.array([len(each) for each in lists]))
+    row = 0
+    for which, hashes in enumerate(lists):
+        for other in range(len(lists)):
+            found = table.find(hashes, np.full(len(hashes), other))
+            rows = range(row, row + len(hashes))
+            assert found.tolist() == (list(rows) if other == which else [-1] * len(hashes))
+        row += len(hashes)
+
+
+def test_hashes_that_crowd_at_one_end_are_found():
+    hashes = np.uint64(2**64 - 2) - np.arange(20, dtype=np.uint64)[::-1]
+    table = metrics._HashTable(np.concatenate([hashes, hashes]), np.array([20, 20]))
+    for which in (0, 1):
+        assert table.find(hashes, which).tolist() == list(range(20 * which, 20 * which + 20))
+        assert table.find(hashes - np.uint64(20), which).tolist() == [-1] * 20
 
 
 # --------------------------------------------------------------------------- errors

@@ -4,7 +4,7 @@ from torch import nn
 from torchvision import models
 
 import resnet
-from resnet import LAYERS, ResNet
+from resnet import ALL_LAYERS, LAYERS, FoldedResNet, ResNet
 
 
 def pair(name):
@@ -14,7 +14,7 @@ def pair(name):
     for norm in (module for module in peer.modules() if isinstance(module, nn.BatchNorm2d)):
         nn.init.normal_(norm.running_mean, std=0.1)
         nn.init.uniform_(norm.running_var, 0.5, 1.5)
-        nn.init.uniform_(norm.weight, 0.2, 0.4)  # else what goes around blocks grows and grows
+        nn.init.uniform_(norm.weight, 0.2, 0.4)  # else the shortcuts' sum grows and grows
         nn.init.normal_(norm.bias, std=0.1)
     peer.fc = nn.Identity()
     ours = ResNet(name)
@@ -30,27 +30,83 @@ def test_equals_torchvisions(name):
         expected = peer.eval()(images)
         assert expected.shape == (2, ours.feature_size)
         torch.testing.assert_close(ours.eval()(images), expected, rtol=1e-4, atol=1e-5)
+        folded = FoldedResNet(ours, torch.float32)
+        torch.testing.assert_close(folded(images), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_fused_and_in_parts_or_not_the_numbers_are_the_same(monkeypatch):
     """oneDNN's fused convolutions are not in PyTorch's documentation: without them it works too."""
     ours, _ = pair("resnet50")
     images = torch.randn(5, 3, 64, 64)
+    folded = FoldedResNet(ours.eval(), torch.float32)
+    expected = ours(images)
+    monkeypatch.setattr(resnet, "AT_ONCE", 2)
+    torch.testing.assert_close(folded(images), expected, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(resnet, "FUSES", False)
+    torch.testing.assert_close(folded(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_images_of_another_size_follow():
+    """oneDNN's order of the weights depends on the size: one kept for another takes thrice as long.
+
+    So it is renewed; whichever it is, the numbers are the same.
+    """
+    ours, _ = pair("resnet50")
+    folded = FoldedResNet(ours.eval(), torch.float32)
     with torch.inference_mode():
-        expected = ours.eval()(images)
-        monkeypatch.setattr(resnet, "AT_ONCE", 2)
-        torch.testing.assert_close(ours(images), expected, rtol=1e-4, atol=1e-5)
-        monkeypatch.setattr(resnet, "FUSES", False)
-        torch.testing.assert_close(ours(images), expected, rtol=1e-4, atol=1e-5)
+        for n_images, side in ((1, 64), (3, 64), (2, 75), (1, 64)):
+            images = torch.randn(n_images, 3, side, side)
+            torch.testing.assert_close(folded(images), ours(images), rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_of_the_last_stages_beside_a_fused_rest():
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="a processor without bfloat16"
+)
+def test_casts_its_input_to_its_dtype():
+    ours, _ = pair("resnet18")
+    images = torch.randn(2, 3, 64, 64)
+    found = FoldedResNet(ours.eval(), torch.bfloat16)(images)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), ours(images), rtol=0.05, atol=0.05)
+    assert images.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("n_layers", range(1, ALL_LAYERS))
+def test_folded_first_layers_and_the_rest_are_the_whole(name, n_layers):
+    ours, _ = pair(name)
+    images = torch.randn(2, 3, 64, 64)
+    maps = FoldedResNet(ours.eval(), torch.float32, n_layers)(images)
+    found = ours.run_layers(maps, first=n_layers)
+    torch.testing.assert_close(found, ours(images), rtol=1e-4, atol=1e-5)
+
+
+def test_folding_is_a_copy_without_gradients():
+    ours, _ = pair("resnet18")
+    images = torch.randn(2, 3, 64, 64)
+    folded = FoldedResNet(ours.eval(), torch.float32)
+    before = folded(images)
+    with torch.no_grad():
+        ours.conv1.weight.zero_()
+        ours.bn1.running_mean.fill_(9)
+    assert torch.equal(folded(images), before)
+    assert not before.requires_grad
+    assert not torch.equal(FoldedResNet(ours, torch.float32)(images), before)
+
+
+@pytest.mark.parametrize("is_folded", [False, True])
+def test_gradients_of_the_last_layers(is_folded):
     ours, peer = pair("resnet18")
     images = torch.randn(2, 3, 64, 64)
     for network in (ours.eval(), peer.eval()):
         network.requires_grad_(False)
         network.layer4.requires_grad_(True)
-        network(images).square().mean().backward()
+    if is_folded:
+        features = ours.run_layers(FoldedResNet(ours, torch.float32, 4)(images), first=4)
+    else:
+        features = ours(images)
+    features.square().mean().backward()
+    peer(images).square().mean().backward()
     torch.testing.assert_close(
         ours.layer4[0].conv1.weight.grad,
         peer.layer4[0].conv1.weight.grad,
