@@ -1,0 +1,337 @@
+"""Captions from a trained model: beam search, sampling, ensembles. Features in, token ids out."""
+
+# N images, K beams (or samples) an image, T tokens, V vocabulary, W candidates of a beam.
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import cli
+from model import END, PAD, START, UNK, ImageCaptioningModel, State
+
+# Steps between two questions to a GPU whether all captions have ended: each makes the host wait.
+STEPS_BETWEEN_CHECKS = 4
+
+
+@dataclass(frozen=True)
+class Search(cli.SamplingSettings):
+    """How captions are searched for or sampled; ``cli.SamplingSettings`` has ranges and defaults.
+
+    Attributes:
+        beam_size: K, hypotheses kept per image; 1 is greedy search. With a temperature, the number
+            of captions sampled.
+        max_words: the longest caption.
+        length_penalty: the exponent of the length that a log-probability is divided by: 0 favours
+            short captions, 1 ranks by the mean per token.
+        no_repeat_ngram_size: no caption holds the same n-gram of so many words twice; 0 lets them.
+        temperature: 0 searches for the best captions; above 0 they are sampled from the softmax
+            of the logits divided by it.
+        top_p: sample from the likeliest tokens that make up this share (arXiv:1904.09751).
+        banned_final_ids: ids of words that no caption ends on, such as articles.
+    """
+
+    banned_final_ids: tuple[int, ...] = cli.option((), "ids of words that no caption ends on")
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A caption the model proposes.
+
+    Attributes:
+        tokens: ids of its words, without ``<start>`` and ``<end>``.
+        log_prob: log-probability of the whole caption in nats, ``<end>`` included if it ended.
+        score: what hypotheses are ranked by: ``log_prob`` divided by length^length_penalty.
+    """
+
+    tokens: list[int]
+    log_prob: float
+    score: float
+
+
+@torch.inference_mode()
+def caption(
+    models: Sequence[ImageCaptioningModel],
+    features: Sequence[Tensor],
+    search: Search,
+    *,
+    batch_size: int = 64,
+) -> list[list[Hypothesis]]:
+    """Caption each image with one model or an ensemble, ``batch_size`` images at once.
+
+    An ensemble averages the probabilities of the next token. A beam that has ended stays and
+    competes with the open ones, longer by the step, on log-probability per length^length_penalty.
+    Beams still open after ``max_words`` compete as they are, so every image gets a caption.
+    ``<pad>``, ``<start>`` and ``<unk>`` are never chosen, nor is an empty caption.
+
+    Args:
+        models: with the same vocabulary; all are put into eval mode.
+        features: for each model (N, F), what its encoder makes of the images, on any device.
+        search: how captions are searched for, or sampled.
+        batch_size: images decoded at a time.
+
+    Returns:
+        For each image at most ``beam_size`` hypotheses, best first.
+
+    Source: Vinyals et al. 2015, arXiv:1411.4555, "Inference"; length normalisation: Wu et
+    al. 2016, arXiv:1609.08144, section 7, without its constants.
+    """
+    decode = _sampled if search.temperature else _beam_search
+    found: list[list[Hypothesis]] = []
+    for start in range(0, len(features[0]), batch_size):
+        states = [
+            model.eval().init_state(theirs[start : start + batch_size].to(model.device))
+            for model, theirs in zip(models, features, strict=True)
+        ]
+        found += decode(models, states, search)
+    return found
+
+
+# --------------------------------------------------------------------------- beam search
+
+
+class Beams(NamedTuple):
+    """The hypotheses kept for each image."""
+
+    tokens: Tensor  # (N, K, T) tokens so far, <end> included, padded
+    log_prob: Tensor  # (N, K) nats
+    length: Tensor  # (N, K) tokens, <end> included
+    ended: Tensor  # (N, K) bool
+
+    def select(self, images: Tensor) -> Beams:
+        """Those of these images, in this order."""
+        return Beams(*(part.index_select(0, images) for part in self))
+
+
+def _beam_search(
+    models: Sequence[ImageCaptioningModel], states: list[State], search: Search
+) -> list[list[Hypothesis]]:
+    beam_size, max_words = search.beam_size, search.max_words
+    n_images, device = len(states[0].image), states[0].image.device
+    images = torch.arange(n_images, device=device)  # those that are still being decoded
+    rows = images.repeat_interleave(beam_size)  # (N*K,): a row for each beam
+    states = [state.select(rows) for state in states]
+    beams = Beams(
+        torch.full((n_images, beam_size, max_words), PAD, device=device),
+        torch.full((n_images, beam_size), -torch.inf, device=device),
+        torch.zeros((n_images, beam_size), dtype=torch.long, device=device),
+        torch.zeros((n_images, beam_size), dtype=torch.bool, device=device),
+    )
+    beams.log_prob[:, 0] = 0.0  # one beam to begin with: K equal ones would stay equal
+    last = torch.full_like(rows, START)
+    banned_final = _banned_final(models[0], search)
+    done: list[tuple[Tensor, Beams]] = []
+
+    for position in range(max_words):
+        next_log_prob, states = _next_log_prob(models, last, states)
+        next_log_prob = next_log_prob.view(len(images), beam_size, -1)  # (N, K, V)
+        _ban(next_log_prob, beams.tokens[:, :, :position], beams.ended, search, banned_final)
+        beams, parents = _extend(beams, next_log_prob, position, search.length_penalty)
+        parents += torch.arange(0, len(images) * beam_size, beam_size, device=device).unsqueeze(1)
+        if _is_time_to_check(position, device):  # images whose beams have all ended leave
+            is_open, order = (~beams.ended.all(dim=1)).int().sort(descending=True, stable=True)
+            n_open = int(is_open.sum())
+            if n_open < len(images):
+                closed, order = order[n_open:], order[:n_open]
+                done.append((images[closed], beams.select(closed)))
+                images, beams, parents = images[order], beams.select(order), parents[order]
+            if not n_open:
+                break
+        states = [state.select(parents.flatten()) for state in states]
+        last = beams.tokens[:, :, position].flatten()
+
+    done.append((images, beams))
+    order = torch.cat([images for images, _ in done]).argsort()
+    beams = Beams(*map(torch.cat, zip(*(beams for _, beams in done), strict=True))).select(order)
+    score = beams.log_prob / beams.length**search.length_penalty
+    return _hypotheses(beams.tokens, beams.log_prob, score)
+
+
+def _extend(
+    beams: Beams, next_log_prob: Tensor, position: int, length_penalty: float
+) -> tuple[Beams, Tensor]:
+    """Each image's best hypotheses that are one token longer, or have ended.
+
+    Returns:
+        The new beams, and (N, K) which beams they extend.
+    """
+    beam_size, vocabulary_size = next_log_prob.shape[1:]
+    # No beam can give an image more than its K best tokens, so the others need not be compared.
+    tokens = next_log_prob.topk(min(beam_size, vocabulary_size))  # (N, K, W)
+    candidates = beams.log_prob.unsqueeze(-1) + tokens.values  # (N, K, W)
+    length = beams.length + (~beams.ended).long()  # (N, K)
+    scores = candidates / length.unsqueeze(-1) ** length_penalty
+    best = scores.flatten(1).topk(beam_size).indices  # (N, K), into K*W
+    parents = best // tokens.values.shape[-1]  # (N, K)
+    last = tokens.indices.flatten(1).gather(1, best)  # (N, K)
+    extended = beams.tokens.gather(1, parents.unsqueeze(-1).expand_as(beams.tokens))
+    extended[:, :, position] = last
+    new = Beams(
+        extended,
+        candidates.flatten(1).gather(1, best),
+        length.gather(1, parents),
+        beams.ended.gather(1, parents) | (last == END),
+    )
+    return new, parents
+
+
+# --------------------------------------------------------------------------- sampling
+
+
+def _sampled(
+    models: Sequence[ImageCaptioningModel], states: list[State], search: Search
+) -> list[list[Hypothesis]]:
+    """``beam_size`` captions sampled for each image."""
+    tokens, log_prob = sample(models, states, search)
+    shape = (len(states[0].image), search.beam_size)
+    length = (tokens != PAD).sum(dim=1)
+    scores = log_prob / length**search.length_penalty
+    return _hypotheses(tokens.view(*shape, -1), log_prob.view(shape), scores.view(shape))
+
+
+@torch.no_grad()
+def sample(
+    models: Sequence[ImageCaptioningModel], states: list[State], search: Search
+) -> tuple[Tensor, Tensor]:
+    """Sample ``beam_size`` captions for each image, token by token.
+
+    A model whose weights are no longer finite gives arbitrary tokens and a log-probability that is
+    not finite; nothing is asserted on the device.
+
+    Args:
+        models: in the mode they are in.
+        states: for each model, after the N images.
+        search: ``temperature`` above 0.
+
+    Returns:
+        (N*K, T) ids of words and ``<end>``, padded, an image's captions next to each other; and
+        their (N*K,) log-probabilities in nats, without temperature.
+    """
+    n_images, device = len(states[0].image), states[0].image.device
+    rows = torch.arange(n_images, device=device).repeat_interleave(search.beam_size)
+    states = [state.select(rows) for state in states]
+    tokens = torch.full((len(rows), search.max_words), PAD, device=device)
+    last = torch.full_like(rows, START)
+    log_prob = torch.zeros(len(rows), device=device)
+    ended = torch.zeros_like(rows, dtype=torch.bool)
+    banned_final = _banned_final(models[0], search)
+    for position in range(search.max_words):
+        next_log_prob, states = _next_log_prob(models, last, states)
+        _ban(next_log_prob, tokens[:, :position], ended, search, banned_final)
+        probability = _nucleus((next_log_prob / search.temperature).softmax(dim=-1), search.top_p)
+        # As multinomial draws, but without its assertion, after which a GPU cannot be used.
+        last = (probability / torch.empty_like(probability).exponential_()).argmax(dim=-1)
+        log_prob += next_log_prob.gather(1, last.unsqueeze(1)).squeeze(1)
+        ended |= last == END
+        tokens[:, position] = last
+        if _is_time_to_check(position, device) and bool(ended.all()):
+            return tokens[:, : position + 1], log_prob
+    return tokens, log_prob
+
+
+def _nucleus(probability: Tensor, top_p: float) -> Tensor:
+    """(B, V) with all but the likeliest tokens that make up ``top_p`` set to 0."""
+    if top_p >= 1:
+        return probability
+    falling, tokens = probability.sort(dim=-1, descending=True)
+    before = falling.cumsum(dim=-1) - falling
+    return torch.zeros_like(probability).scatter(-1, tokens, falling * (before < top_p))
+
+
+# --------------------------------------------------------------------------- what both need
+
+
+def _is_time_to_check(position: int, device: torch.device) -> bool:
+    """Whether to ask now if captions have ended: on a CPU at every token, asking costs nothing."""
+    return device.type == "cpu" or position % STEPS_BETWEEN_CHECKS == STEPS_BETWEEN_CHECKS - 1
+
+
+def _next_log_prob(
+    models: Sequence[ImageCaptioningModel], last: Tensor, states: list[State]
+) -> tuple[Tensor, list[State]]:
+    """The log-probabilities of what follows: (B,) tokens → (B, V), the models' mean in nats."""
+    steps = [
+        model.step(last.to(model.device).unsqueeze(1), state)
+        for model, state in zip(models, states, strict=True)
+    ]
+    log_probs = [F.log_softmax(logits[:, 0].float(), dim=-1) for logits, _ in steps]
+    states = [state for _, state in steps]
+    if len(models) == 1:
+        return log_probs[0], states
+    return torch.stack(log_probs).logsumexp(dim=0) - math.log(len(models)), states
+
+
+def _banned_final(model: ImageCaptioningModel, search: Search) -> Tensor | None:
+    """(V,) bool, which words no caption ends on: put on the device once, not at every token."""
+    if not search.banned_final_ids:
+        return None
+    is_banned = torch.zeros(model.output.out_features, dtype=torch.bool)
+    is_banned[list(search.banned_final_ids)] = True
+    return is_banned.to(model.device)
+
+
+def _ban(
+    next_log_prob: Tensor,
+    tokens: Tensor,
+    ended: Tensor,
+    search: Search,
+    banned_final: Tensor | None,
+) -> None:
+    """Set the log-probability of what may not follow to minus infinity, in place.
+
+    Args:
+        next_log_prob: (..., V), of each hypothesis.
+        tokens: (..., T), its tokens so far.
+        ended: (...) bool: an ended hypothesis is only padded.
+        search: what else is banned.
+        banned_final: (V,) bool, which words may not be the last.
+    """
+    position = tokens.shape[-1]
+    end_log_prob = next_log_prob[..., END].clone()
+    for special in (PAD, START, UNK):
+        next_log_prob[..., special] = -torch.inf
+    if position == 0:  # no empty caption
+        next_log_prob[..., END] = -torch.inf
+    if banned_final is not None:
+        if position:
+            next_log_prob[..., END].masked_fill_(banned_final[tokens[..., -1]], -torch.inf)
+        if position == search.max_words - 1:  # this token is the last, <end> or not
+            next_log_prob.masked_fill_(banned_final, -torch.inf)
+    if 0 < search.no_repeat_ngram_size <= position:
+        repeating = _repeating(tokens, search.no_repeat_ngram_size)
+        next_log_prob.scatter_(-1, repeating, -torch.inf)
+    is_stuck = next_log_prob.amax(dim=-1).isneginf()  # all is banned: let the caption end
+    next_log_prob[..., END] = torch.where(is_stuck, end_log_prob, next_log_prob[..., END])
+    next_log_prob.masked_fill_(ended.unsqueeze(-1), -torch.inf)
+    next_log_prob[..., PAD].masked_fill_(ended, 0.0)
+
+
+def _repeating(tokens: Tensor, n: int) -> Tensor:
+    """(..., T) tokens so far → (..., T-n+1) tokens that would complete an n-gram a second time.
+
+    Where nothing would be repeated stands ``<pad>``, which is banned anyway.
+    """
+    if n == 1:
+        return tokens
+    ngrams = tokens.unfold(-1, n, 1)  # (..., T-n+1, n)
+    tail = tokens[..., -(n - 1) :].unsqueeze(-2)  # the n-gram that the next token completes
+    return torch.where((ngrams[..., :-1] == tail).all(dim=-1), ngrams[..., -1], PAD)
+
+
+def _hypotheses(tokens: Tensor, log_prob: Tensor, score: Tensor) -> list[list[Hypothesis]]:
+    """(N, K, T), (N, K), (N, K) → each image's hypotheses, best first; dead beams are left out."""
+    found = []
+    for image in zip(tokens.tolist(), log_prob.tolist(), score.tolist(), strict=True):
+        alive = [
+            Hypothesis([id_ for id_ in ids if id_ not in (PAD, END)], nats, rank)
+            for ids, nats, rank in zip(*image, strict=True)
+            if nats > -torch.inf
+        ]
+        found.append(sorted(alive, key=lambda hypothesis: hypothesis.score, reverse=True))
+    return found
