@@ -13,12 +13,32 @@ import math
 import os
 import random
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageColor
+
+from cli import UserError, progress
+
+SETTINGS: dict[
+    str, Any
+] = {  # of train.py, in place of its defaults; a flag given beside --demo wins
+    "data": Path("checkpoints/demo/scenes"),
+    "checkpoints": Path("checkpoints/demo"),
+    "run_name": "demo",
+    "encoder": "resnet18",
+    "encoder_weights": "none",
+    "image_size": 64,
+    "embedding_size": 256,
+    "hidden_size": 256,
+    "dropout": 0.1,
+    "label_smoothing": 0.0,
+    "epochs": 7,
+    "batch_size": 160,
+}
 
 COLOURS = {
     "red": "#de262c",
@@ -96,7 +116,6 @@ def draw(
     n_scenes: int = 3600,
     size: int = 64,
     seed: int = 0,
-    progress: Callable[[Iterable], Iterable] | None = None,
 ) -> None:
     """Write a data set of scenes; the same arguments write the same bytes.
 
@@ -108,7 +127,6 @@ def draw(
         n_scenes: pictures to draw; one of 18 is for validation, one of 18 for testing.
         size: width and height of a picture, in pixels.
         seed: another seed, other scenes.
-        progress: wraps the loop over the pictures, as `tqdm` does.
 
     Raises:
         ValueError: `n_scenes` below 3 or `size` below 16.
@@ -121,7 +139,7 @@ def draw(
     (folder / "scenes.jsonl").unlink(missing_ok=True)
     rng = random.Random(seed)
     rows, facts = ["image_name| comment_number| comment"], []
-    for i in progress(range(n_scenes)) if progress else range(n_scenes):
+    for i in progress(range(n_scenes), about="drawing scenes", unit="scene"):
         scene, name = random_scene(rng), f"scene_{i:05d}.png"
         paint(scene, size).save(folder / "flickr30k_images" / name, compress_level=3)
         rows += [f"{name}| {j}| {text}" for j, text in enumerate(captions(scene, rng))]
@@ -136,7 +154,24 @@ def draw(
     _write(folder / "scenes.jsonl", facts)
 
 
-def _facts(scene: Scene) -> dict:
+def draw_data(folder: Path, *, size: int) -> None:
+    """Draw the demo's data set, unless it is there.
+
+    Raises:
+        UserError: the folder holds other files; an interrupted drawing may be there.
+    """
+    if (folder / "scenes.jsonl").is_file():
+        return
+    others = {path.name for path in folder.glob("*")} - {"flickr30k_images"}
+    if others:
+        raise UserError(
+            f"{folder} holds {min(others)}, which the demo did not draw: leave --data out, or name "
+            "a new folder for its scenes."
+        )
+    draw(folder, size=size)
+
+
+def _facts(scene: Scene) -> dict[str, Any]:
     main, second = scene.main, scene.second
     return {
         "colour": main.colour,
@@ -267,7 +302,7 @@ def captions(scene: Scene, rng: random.Random) -> list[str]:
             "v": rng.choice(HOVER if scene.relation == "above" else stay),
             "w": rng.choice(HOVER if scene.relation == "below" else stay),
         }
-        if second:
+        if second and scene.relation:
             words["S"] = _name(second, rng.choice(("", "", "small ", "little ")))
             words["s"] = f"{second.colour} {second.shape}"
             words["R"], words["C"] = map(rng.choice, RELATIONS[scene.relation])
@@ -399,7 +434,7 @@ def _paint_thing(canvas: np.ndarray, thing: Thing, ground: Ground, *, mirrored: 
     lit = (nx * LIGHT[0] + ny * LIGHT[1] + nz * LIGHT[2])[..., None]
     shine = (nx * SHINE[0] + ny * SHINE[1] + nz * SHINE[2]).clip(0, 1)[..., None]
     base = _rgb(COLOURS[thing.colour])
-    colour = _mix(base * np.float32([0.52, 0.45, 0.58]), base, _ramp(-0.5, 0.55, lit))
+    colour = _mix(base * np.array([0.52, 0.45, 0.58], np.float32), base, _ramp(-0.5, 0.55, lit))
     colour = _mix(colour, _mix(base, 1.0, 0.32), _ramp(0.6, 1.05, lit))
     colour += 0.22 * _ramp(0.2, 1.0, ny)[..., None] * _rgb(ground.near)  # light from below
     glow = np.square(np.square(np.square(shine)))  # to the 8th; a general power is far slower
@@ -431,14 +466,14 @@ def _cube(x: np.ndarray, y: np.ndarray) -> Surface:
     half, round_ = 0.6, 0.06
     cy, sy, cp, sp = math.cos(0.62), math.sin(0.62), math.cos(0.5), math.sin(0.5)
     axes = ((cy, sy * sp, sy * cp), (-sy, cy * sp, cy * cp), (0.0, -cp, sp))  # of the seen faces
-    total = np.float32(0)
+    total = np.zeros_like(x, np.float32)
     for ax, ay, _ in axes:  # two sides of the outline run along each axis
         norm = math.hypot(ax, ay)
         reach = half * sum(abs(ay * bx - ax * by) for bx, by, _ in axes) / norm
         total = total + np.exp(24 * (np.abs(ay * x - ax * y) / norm - reach))  # a soft maximum
     height = np.stack([(half - ax * x - ay * y) / az for ax, ay, az in axes])
     weight = np.exp((height.min(axis=0) - height) / 0.05)  # the lowest face is the one we see
-    normal = np.tensordot(np.float32(axes).T, weight, 1)
+    normal = np.tensordot(np.array(axes, np.float32).T, weight, 1)
     return np.log(total) / 24 - round_, tuple(normal / np.sqrt((normal**2).sum(axis=0)))
 
 

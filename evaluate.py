@@ -1,6 +1,6 @@
-"""Score a trained model: `python evaluate.py --split val`, or several that speak as one.
+"""Score a trained model, or an ensemble: `python evaluate.py --split val`.
 
-Lets the model describe a split's images freely and compares with what people wrote. Prints a
+Captions a split's images by beam search and compares with what people wrote. Prints a
 table and, as the last line, the same as one line of JSON; `--output report.html` writes a page to
 browse.
 """
@@ -9,27 +9,35 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import cli
 from cli import option
 
 
 @dataclass(frozen=True)
-class Settings(cli.SearchSettings):
+class Settings(cli.SamplingSettings):
     """Score a trained model on a split of a data set."""
 
-    checkpoint: tuple[Path, ...] = option(
-        (Path("checkpoints/best.pt"),), "the trained model, or several that speak as one"
+    EXAMPLES: ClassVar = (
+        "python evaluate.py --split test",
+        "python evaluate.py --checkpoint a.pt b.pt --output report.html",
     )
-    split: str = option("val", "which images", choices=("train", "val", "test"))
+
+    checkpoint: tuple[Path, ...] = option(
+        (Path("checkpoints/best.pt"),),
+        "the trained model, or an ensemble of several",
+        group="model",
+    )
+    device: str = option("auto", "where to compute", choices=cli.DEVICES)
+    split: str = option("val", "which images", choices=("train", "val", "test"), group="data")
     data: Path | None = option(None, "folder with captions and photos; left out, as in training")
     captions: str | None = option(None, "captions file in that folder; left out, as in training")
-    output: Path | None = option(None, "write a report for each image: .html or .json")
+    cache: Path = option(Path("cache"), "where computed features are kept")
+    output: Path | None = option(None, "report for each image: .html or .json", group="output")
     overwrite: bool = option(False, "replace the output file if it exists")
     coco: bool = option(False, "score with coco-caption too: needs pycocoevalcap and Java")
-    cache: Path = option(Path("cache"), "where computed image vectors are kept")
-    device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
-    quiet: bool = option(False, "no progress and notes, only results and errors")
+    quiet: bool = option(False, "no progress and notes, only results and errors", group="run")
     debug: bool = option(False, "show where an error comes from")
 
     def __post_init__(self) -> None:
@@ -47,54 +55,57 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
 import checkpoint
-import features
 import metrics
 import report
 from checkpoint import Checkpoint
-from loader import Corpus, DataError, Example, load_corpus
-from model import Hypothesis, Search, caption
+from cli import UserError
+from corpus import Corpus, Example, load_corpus
+from features import load_features
+from search import Hypothesis, Search, caption
 
 log = logging.getLogger(__name__)
 
 
-def evaluate(settings: Settings) -> int:
-    """Describe the split's images, score the captions, print the scores, write the report.
+def evaluate(settings: Settings, given: frozenset[str]) -> int:
+    """Caption the split's images, score the captions, print the scores, write the report.
+
+    Args:
+        settings: of the command line.
+        given: names of those that were given as flags; the others of the search are the model's.
 
     Returns:
-        The exit status, which tells whether all pictures could be read.
+        The exit status, which says whether all pictures could be read.
     """
     if settings.output and settings.output.exists() and not settings.overwrite:
-        raise DataError(f"{settings.output} exists: give --overwrite to replace it.")
+        raise UserError(f"{settings.output} exists: give --overwrite to replace it.")
     models = checkpoint.load_ensemble(settings.checkpoint, cli.device(settings.device))
     corpus = _corpus(settings, models[0])
-    search = models[0].search(vars(settings))
+    search = models[0].search({name: getattr(settings, name) for name in given})
     torch.manual_seed(settings.seed)
-    examples, found = _describe(settings, models, corpus.splits[settings.split], search)
+    examples, found = _caption(settings, models, corpus.splits[settings.split], search)
     if len(examples) < metrics.FEW:
         log.warning(f"warning: CIDEr means little on fewer than {metrics.FEW} images.")
 
     vocabulary = models[0].vocabulary
-    captions = [vocabulary.text(hypotheses[0].tokens) for hypotheses in found]
+    captions = [vocabulary.decode(hypotheses[0].tokens) for hypotheses in found]
     references = [example.captions for example in examples]
     scores: dict[str, float] = metrics.score(captions, references)
     official = _official(captions, references) if settings.coco else {}
-    habits = _habits(models[0], captions, found, references, corpus)
+    diversity = _diversity(models[0], captions, found, references, corpus)
     asked = {
         "checkpoint": " ".join(map(str, settings.checkpoint)),
         "split": settings.split,
         "images": len(captions),
-        **{name: value for name, value in asdict(search).items() if name != "not_last"},
-        "seed": settings.seed,
+        **{name: value for name, value in asdict(search).items() if name != "banned_final_ids"},
     }
     theirs = {f"{name} (official)": value for name, value in official.items()}
-    summary = {**scores, **theirs, **habits}
-    _print({**asked, **summary}, scores, official, habits)
+    summary = {**scores, **theirs, **diversity}
+    _print({**asked, **summary}, scores, official, diversity)
     if settings.output:
         per_image = metrics.score_each(captions, references)
         rows = [
@@ -109,7 +120,6 @@ def evaluate(settings: Settings) -> int:
             summary=summary,
             settings=asked,
             pictures=[example.path for example in examples],
-            progress=partial(cli.progress, about="writing the report", unit="picture"),
         )
         log.info(f"written to {settings.output}")
     is_whole = len(examples) == len(corpus.splits[settings.split])
@@ -123,62 +133,57 @@ def _corpus(settings: Settings, trained: Checkpoint) -> Corpus:
     if captions_name is None:
         captions_name = "" if settings.data else trained.settings["captions"]
     if not settings.data and not data.exists():
-        raise DataError(f"{data}, where the model was trained, is not there: give --data.")
+        raise UserError(f"{data}, where the model was trained, is not there: give --data.")
     corpus = load_corpus(data, captions_name)
     log.info(corpus.describe())
     if not corpus.splits[settings.split]:
         filled = ", ".join(split for split, images in corpus.splits.items() if images)
-        raise DataError(
+        raise UserError(
             f"the {settings.split} split of {corpus.captions.path} is empty: give --split {filled}."
         )
     return corpus
 
 
-def _describe(
+def _caption(
     settings: Settings, models: Sequence[Checkpoint], examples: list[Example], search: Search
 ) -> tuple[list[Example], list[list[Hypothesis]]]:
-    """The examples whose pictures can be read, and what the models propose for each."""
-    seen: list[dict[str, Tensor]] = []  # each model's image vectors, by the image's name
+    """The examples whose pictures can be read, and the models' hypotheses for each."""
+    features: list[dict[Path, Tensor]] = []  # of each model: picture → (F,)
     for trained in models:
-        examples, rows = features.prepare_examples(
-            examples,
-            trained.model,
-            image_size=trained.image_size,
-            cache=settings.cache,
-            device=trained.model.words.weight.device,
-            progress=partial(cli.progress, about="looking at pictures", unit="picture"),
+        examples, found = load_features(
+            examples, trained.model, image_size=trained.image_size, cache=settings.cache
         )
-        seen.append({e.name: row for e, row in zip(examples, rows, strict=True)})
-    images = [[vectors[example.name] for example in examples] for vectors in seen]
-    return examples, caption([trained.model for trained in models], images, search)
+        features.append({e.path: row for e, row in zip(examples, found, strict=True)})
+    stacked = [torch.stack([of[example.path] for example in examples]) for of in features]
+    return examples, caption([trained.model for trained in models], stacked, search)
 
 
-def _habits(
+def _diversity(
     trained: Checkpoint,
     captions: Sequence[str],
     found: Sequence[Sequence[Hypothesis]],
     references: Sequence[Sequence[str]],
     corpus: Corpus,
 ) -> dict[str, float]:
-    """What exposes a dull model, which scores alone do not."""
-    said = [metrics.tokens(text) for text in captions]
-    known = {
+    """Diversity statistics: they expose a dull model, which scores alone do not."""
+    ours = [metrics.tokens(text) for text in captions]
+    in_training = {
         tuple(metrics.tokens(text))
         for example in corpus.splits["train"]
         for text in example.captions
     }
     lengths = [len(metrics.tokens(text)) for image in references for text in image]
-    hanging = set(trained.vocabulary.hanging)
+    banned = set(trained.vocabulary.banned_final_ids)
     used = {word for hypotheses in found for word in hypotheses[0].tokens}
     n = len(captions) / 100
     return {
         "distinct captions, %": len(set(captions)) / n,
         "vocabulary used, %": 100 * len(used) / (len(trained.vocabulary) - 4),
-        "copied from training, %": sum(tuple(words) in known for words in said) / n,
-        "mean length, words": sum(map(len, said)) / len(said),
+        "copied from training, %": sum(tuple(words) in in_training for words in ours) / n,
+        "mean length, words": sum(map(len, ours)) / len(ours),
         "people's mean length": sum(lengths) / len(lengths),
         "ending on an article or preposition, %": (
-            sum(not hanging.isdisjoint(best.tokens[-1:]) for best, *_ in found) / n
+            sum(not banned.isdisjoint(best.tokens[-1:]) for best, *_ in found) / n
         ),
     }
 
@@ -226,14 +231,14 @@ def _print(
     summary: dict[str, object],
     scores: dict[str, float],
     official: dict[str, float],
-    habits: dict[str, float],
+    diversity: dict[str, float],
 ) -> None:
     """A table for people, a line of JSON for scripts."""
     way = f"beam {summary['beam_size']}"
     if summary["temperature"]:
-        way = f"drawn at temperature {summary['temperature']:g}"
+        way = f"sampled at temperature {summary['temperature']:g}"
     print(f"{summary['checkpoint']} on {summary['images']:,} {summary['split']} images, {way}\n")
-    width = max(map(len, habits))
+    width = max(map(len, diversity))
     if official:
         print(f"{'':<{width}}    ours  official")
     for name in dict.fromkeys([*scores, *official]):
@@ -241,15 +246,15 @@ def _print(
         theirs = f"{official[name]:10.1f}" if name in official else ""
         print(f"{name:<{width}}{ours}{theirs}")
     print()
-    for name, value in habits.items():
+    for name, value in diversity.items():
         print(f"{name:<{width}}{value:8.1f}")
     print(f"\n{json.dumps(summary)}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Score as the command line says; the exit status."""
-    settings, _ = cli.parse(Settings, argv)
-    return cli.run(lambda: evaluate(settings), settings, errors=(DataError,))
+    settings, given = cli.parse(Settings, argv)
+    return cli.run(lambda: evaluate(settings, given), settings)
 
 
 if __name__ == "__main__":

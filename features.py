@@ -1,9 +1,11 @@
-"""What the model looks at, computed once and kept on disk.
+"""Encoder features and resized pixels of pictures, computed once and kept on disk.
 
-With a frozen encoder that is each picture's vector; with an encoder that trains, its pixels at the
+A frozen encoder needs each picture's features only; one that trains needs its pixels at the
 model's size. Rows are memory-mapped, found again only for the very same file, network and size,
 and safe to delete between runs.
 """
+
+# N pictures, S side of a picture, F features of one.
 
 from __future__ import annotations
 
@@ -14,29 +16,34 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from loader import DataError, Example, read_pictures, whole_file
-from model import ImageCaptioningModel, has_half_precision
+from cli import UserError, progress
+from corpus import Example
+from files import whole_file
+from loader import Pixels
+from model import Encode, ImageCaptioningModel, has_half_precision
+from pictures import read_pictures
 
 log = logging.getLogger(__name__)
 
-# Part of every key: raised whenever ``loader.transform`` or ``model.encode`` changes its numbers.
-VERSION = 4
+# Part of every key: raised whenever ``pictures.transform`` or ``model.make_encoder`` changes its
+# numbers.
+VERSION = 5
 LIST_EVERY = 10.0  # seconds; what an interruption can cost
+BATCH_SIZE = 32  # pictures encoded at a time
 
 
 @dataclass(frozen=True)
-class Rows(Sequence[Tensor]):
+class Rows:
     """Rows of memory-mapped shards; each is read when it is asked for."""
 
     places: list[tuple[np.ndarray, int]]
@@ -49,113 +56,122 @@ class Rows(Sequence[Tensor]):
         return torch.from_numpy(np.array(shard[row]))
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """Images ready to be trained on.
-
-    Attributes:
-        rows: one for each picture that could be read, in the order of the paths.
-        kept: the indices of these pictures among the paths given.
-        unreadable: path → why not, for the others.
-    """
-
-    rows: Rows
-    kept: list[int]
-    unreadable: dict[Path, str]
-
-
-def prepare(
-    paths: Sequence[Path],
-    model: ImageCaptioningModel,
-    *,
-    image_size: int,
-    cache: Path,
-    device: torch.device,
-    pixels: bool = False,
-    batch_size: int = 32,
-    progress: Callable[..., Iterable[Any]] = lambda pictures, **_: pictures,
-) -> Prepared:
-    """Get each picture's row from the cache, and compute and keep those that are not there.
+def load_pixels(
+    examples: Sequence[Example], *, image_size: int, cache: Path
+) -> tuple[list[Example], Rows]:
+    """The pictures of examples, resized: read from the cache, or from their files and cached.
 
     Args:
-        paths: pictures.
-        model: its encoder gives the vectors.
-        image_size: S, the side the pictures are squashed to.
+        examples: images of a data set.
+        image_size: S, the side that pictures are squashed to.
         cache: a folder, made if need be.
-        device: where the encoder runs.
-        pixels: rows are the pictures' pixels: what an encoder that trains has to see.
-        batch_size: pictures encoded at a time.
-        progress: wraps the pictures still to be read, given their number as ``total``.
 
     Returns:
-        Rows of (F,) float32 or (3, S, S) uint8.
+        The examples whose pictures can be read (the others are named in warnings), and for each
+        (3, S, S) uint8.
+
+    Raises:
+        UserError: no picture can be read.
     """
-    if pixels:
-        name, shape, dtype = f"pixels-{image_size}-v{VERSION}", (3, image_size, image_size), "uint8"
-    else:
-        parts = (
-            model.options["encoder"],
-            _fingerprint(model.encoder),
-            str(image_size),
-            "bf16" if has_half_precision(device) else "f32",
-            f"v{VERSION}",
-        )
-        name, shape, dtype = "-".join(parts), (model.feature_size,), "float32"
-    shards = _Shards(cache / name, shape, np.dtype(dtype))
-    identities = [_identity(path) for path in paths]
+    shape = (3, image_size, image_size)
+    shards = _Shards(cache / f"pixels-{image_size}-v{VERSION}", shape, np.dtype(np.uint8))
+    return _load(examples, shards, lambda: torch.clone, image_size)
+
+
+def load_features(
+    examples: Sequence[Example], model: ImageCaptioningModel, *, image_size: int, cache: Path
+) -> tuple[list[Example], Tensor]:
+    """The features of examples by the model's encoder: from the cache, or computed and cached.
+
+    As ``load_pixels``, but gives (N, F) float32 on the CPU.
+    """
+    device, precision = model.device, "f32"
+    if has_half_precision(device):
+        precision = f"bf16-{device.type}"  # rounded otherwise on another kind of device
+    name = f"{model.options['encoder']}-{_fingerprint(model.encoder)}-{image_size}"
+    folder = cache / f"{name}-{precision}-v{VERSION}"
+    shards = _Shards(folder, (model.feature_size,), np.dtype(np.float32))
+
+    def make_compute() -> Encode:
+        encode = model.make_encoder()
+        return lambda pixels: encode(pixels.to(device)).cpu()
+
+    kept, rows = _load(examples, shards, make_compute, image_size)
+    return kept, torch.stack([rows[i] for i in range(len(rows))])
+
+
+def encode_all(pixels: Pixels, model: ImageCaptioningModel) -> Tensor:
+    """The features of N pictures by the encoder as it is now: (N, F) on the model's device."""
+    encode = model.make_encoder()
+    with torch.inference_mode():
+        parts = [
+            encode(torch.stack([pixels[i] for i in part]).to(model.device))
+            for part in torch.arange(len(pixels)).split(BATCH_SIZE)
+        ]
+        return torch.cat(parts)
+
+
+def _load(
+    examples: Sequence[Example],
+    shards: _Shards,
+    make_compute: Callable[[], Callable[[Tensor], Tensor]],
+    image_size: int,
+) -> tuple[list[Example], Rows]:
+    """Take rows from the shards; compute and append those that are missing.
+
+    Args:
+        examples: whose rows.
+        shards: where they are kept.
+        make_compute: makes the function from (N, 3, S, S) uint8 pixels to N rows; called only if
+            a row is missing.
+        image_size: S.
+    """
+    identities = [_identity(example.path) for example in examples]
     missing = {
-        path: identity
-        for path, identity in zip(paths, identities, strict=True)
+        example.path: identity
+        for example, identity in zip(examples, identities, strict=True)
         if identity not in shards.places
     }
-    unreadable: dict[Path, str] = {}
     if missing:
-        model.eval()
-        log.info(f"pictures    {len(missing):,} to look at, once: they are kept in {cache}")
-        with _told_if_stopped(cache), closing(_NewShard(shards)) as shard:
-            pictures = iter(progress(read_pictures(missing, image_size), total=len(missing)))
-            while batch := dict(islice(pictures, batch_size)):
-                unreadable |= {
-                    p: str(why) for p, why in batch.items() if isinstance(why, DataError)
-                }
-                readable = [path for path in batch if path not in unreadable]
-                if not readable:
-                    continue
-                images = torch.stack([batch[path] for path in readable])
-                if not pixels:
-                    with torch.inference_mode():
-                        images = model.encode(images.to(device)).cpu()
-                shard.append([missing[path] for path in readable], images.numpy())
-    kept = [i for i, path in enumerate(paths) if path not in unreadable]
-    rows = Rows([shards.places[identities[i]] for i in kept])
-    return Prepared(rows, kept, unreadable)
+        _compute(missing, shards, make_compute(), image_size)
+    pairs = zip(examples, identities, strict=True)
+    kept = [(example, identity) for example, identity in pairs if identity in shards.places]
+    if not kept:
+        raise UserError(f"none of the {len(examples):,} pictures can be read.")
+    rows = Rows([shards.places[identity] for _, identity in kept])
+    return [example for example, _ in kept], rows
+
+
+def _compute(
+    missing: dict[Path, str],
+    shards: _Shards,
+    compute: Callable[[Tensor], Tensor],
+    image_size: int,
+) -> None:
+    """Compute the rows of these pictures and append them to a new shard."""
+    cache = shards.folder.parent
+    log.info(f"pictures    {len(missing):,} to read and encode, once: they are kept in {cache}")
+    with _explained_if_stopped(cache), closing(_NewShard(shards)) as shard, torch.inference_mode():
+        pictures = read_pictures(missing, image_size)
+        shown = iter(
+            progress(pictures, about="reading pictures", unit="picture", total=len(missing))
+        )
+        while batch := dict(islice(shown, BATCH_SIZE)):
+            readable = {path: p for path, p in batch.items() if isinstance(p, Tensor)}
+            for path in (path for path in batch if path not in readable):
+                log.warning(f"warning: left out: {batch[path]}")
+            if readable:
+                rows = compute(torch.stack(list(readable.values())))
+                shard.append([missing[path] for path in readable], rows.numpy())
 
 
 @contextmanager
-def _told_if_stopped(cache: Path) -> Iterator[None]:
+def _explained_if_stopped(cache: Path) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        log.info(f"stopped: the pictures looked at so far are kept in {cache}, for the next time.")
+        log.info(f"stopped: the pictures done so far are kept in {cache}, for the next time.")
         raise
-
-
-def prepare_examples(
-    examples: Sequence[Example], model: ImageCaptioningModel, **options: Any
-) -> tuple[list[Example], Rows]:
-    """``prepare`` for a split: the examples whose pictures can be read, and their rows.
-
-    Those left out are named in warnings.
-
-    Raises:
-        DataError: no picture can be read.
-    """
-    prepared = prepare([example.path for example in examples], model, **options)
-    for reason in prepared.unreadable.values():
-        log.warning(f"warning: left out: {reason}")
-    if not prepared.kept:
-        raise DataError(f"none of the {len(examples):,} pictures can be read.")
-    return [examples[i] for i in prepared.kept], prepared.rows
 
 
 class _Shards:
@@ -200,7 +216,7 @@ class _NewShard:
         stem = shards.folder / f"{time.time_ns():x}-{os.getpid()}"
         self.data, self.index = stem.with_suffix(".bin"), stem.with_suffix(".json")
         self.pictures: list[str] = []  # whose rows are in the file
-        self.listed_at = time.monotonic()
+        self.listed_at = time.perf_counter()
         self.file: io.FileIO | None = None  # None: there is no room
         try:
             shards.folder.mkdir(parents=True, exist_ok=True)
@@ -215,10 +231,10 @@ class _NewShard:
         if not self.file:
             return
         try:
-            if self.file.write(rows) < rows.nbytes:
+            if self.file.write(rows.data) < rows.nbytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self.pictures += pictures
-            if time.monotonic() - self.listed_at > LIST_EVERY:
+            if time.perf_counter() - self.listed_at > LIST_EVERY:
                 self._list()
         except OSError as error:
             self._give_up(error)
@@ -237,11 +253,12 @@ class _NewShard:
 
     def _list(self) -> None:
         """Write down whose rows are in the file: from now on they are read from there."""
+        assert self.file is not None
         os.fsync(self.file.fileno())
         with whole_file(self.index) as part:
             part.write_text(json.dumps(self.pictures), encoding="utf-8")
         self.shards.add(self.pictures, self.shards.map(self.data, len(self.pictures)))
-        self.listed_at = time.monotonic()
+        self.listed_at = time.perf_counter()
 
     def _give_up(self, error: OSError) -> None:
         log.warning(
@@ -260,7 +277,7 @@ class _NewShard:
 
 
 def _identity(path: Path) -> str:
-    """What tells a picture from its earlier versions: where it is, its size and its time."""
+    """Identify a version of a picture file: its place, size and time of change."""
     try:
         status = path.stat()
     except OSError:

@@ -1,10 +1,13 @@
-"""How weights change: the loss of words, the optimizer, its schedule, the mean of the weights."""
+"""How weights change: cross-entropy, the optimizer, its schedule, and the state of a training."""
+
+# N images, F features, V vocabulary.
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import torch
@@ -13,24 +16,59 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.optim import AdamW
 
-from cli import uninterrupted
-from model import ALL_STAGES, ImageCaptioningModel
+from loader import Batch
+from model import ImageCaptioningModel, half_precision
+from resnet import ALL_LAYERS
 
 CACHED_SCORES = 2**17  # half a MB: stays in a core's cache
 
 
-def word_losses(logits: Tensor, expected: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Loss:
+    """The loss of a batch."""
+
+    mean: Tensor  # to be minimised
+    total: Tensor  # to be logged: a sum of nats, or of rewards; no gradient
+    count: int  # of so many words, or captions
+
+
+# What a stage minimises: (model, (N, F) features, batch) → its loss.
+LossFunction = Callable[[ImageCaptioningModel, Tensor, Batch], Loss]
+
+
+def cross_entropy(
+    model: ImageCaptioningModel, features: Tensor, batch: Batch, *, label_smoothing: float
+) -> Loss:
+    """Cross-entropy of the captions' words with teacher forcing.
+
+    Args:
+        model: in train mode.
+        features: (N, F), of the batch's images.
+        batch: its captions.
+        label_smoothing: share of the target spread over all words, arXiv:1512.00567 section 7.
+
+    Returns:
+        The mean per word; logged is the sum in nats without label smoothing.
+    """
+    with half_precision(features.device):
+        logits = model(features, batch.tokens, batch.caption_to_image, batch.positions)
+    mean, nats = word_losses(logits, batch.targets, label_smoothing)
+    return Loss(mean, nats, batch.n_words)
+
+
+def word_losses(logits: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
     """Cross-entropy of words.
 
     Args:
         logits: (n_words, V).
-        expected: (n_words,) ids.
-        label_smoothing: share of the target spread over all words, arXiv:1512.00567 section 7.
+        targets: (n_words,) ids.
+        label_smoothing: as for ``cross_entropy``.
 
     Returns:
-        The mean loss to minimise, and the summed plain loss in nats to report, without gradient.
+        The mean to minimise, and the sum in nats without smoothing and gradient.
     """
-    return _WordLosses.apply(logits, expected, label_smoothing)
+    mean, nats = _WordLosses.apply(logits, targets, label_smoothing)
+    return mean, nats
 
 
 class _WordLosses(torch.autograd.Function):
@@ -43,7 +81,7 @@ class _WordLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, expected: Tensor, label_smoothing: float
+        ctx: Any, logits: Tensor, targets: Tensor, label_smoothing: float
     ) -> tuple[Tensor, Tensor]:
         n_words, vocabulary_size = logits.shape
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
@@ -53,7 +91,7 @@ class _WordLosses(torch.autograd.Function):
         for start in range(0, n_words, piece):
             rows = slice(start, start + piece)
             log_probs = F.log_softmax(logits[rows], dim=-1, dtype=torch.float32)
-            index = expected[rows].unsqueeze(1)
+            index = targets[rows].unsqueeze(1)
             plain -= log_probs.gather(1, index).sum()
             flat -= log_probs.sum() / vocabulary_size
             if gradient is not None:  # softmax less the smoothed target
@@ -71,106 +109,168 @@ class _WordLosses(torch.autograd.Function):
         return gradient.mul_(loss_gradient), None, None
 
 
-def optimizer(
+def make_optimizer(
     model: ImageCaptioningModel,
     *,
     learning_rate: float,
     encoder_learning_rate: float,
     weight_decay: float,
 ) -> AdamW:
-    """AdamW; weight decay on matrices, not on biases, BatchNorm and word vectors.
+    """AdamW; weight decay on matrices, not on biases, BatchNorm and word embeddings.
 
     Args:
-        model: what of it wants gradients is trained.
-        learning_rate: of the decoder, and of an encoder that has no pretrained weights.
-        encoder_learning_rate: of an encoder that has.
+        model: its parameters that require gradients are trained.
+        learning_rate: peak for the decoder, and for an encoder without pretrained weights.
+        encoder_learning_rate: peak for an encoder that has.
         weight_decay: share of a weight that goes with each unit of learning rate.
     """
-    is_pretrained = 0 < model.trained_stages < ALL_STAGES
-    words = model.word_embedding.weight
+    is_pretrained = 0 < model.trained_layers < ALL_LAYERS
     decayed, others, encoder = [], [], []
     for name, weight in model.named_parameters():
         if not weight.requires_grad:
             continue
         if is_pretrained and name.startswith("encoder."):
             encoder.append(weight)
-        elif weight.dim() > 1 and weight is not words:
+        elif weight.dim() > 1 and weight is not model.word_embedding.weight:
             decayed.append(weight)
         else:
             others.append(weight)
     groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
-        {"params": encoder, "weight_decay": weight_decay, "lr": encoder_learning_rate},
+        {"params": decayed, "weight_decay": weight_decay, "peak": learning_rate},
+        {"params": others, "weight_decay": 0.0, "peak": learning_rate},
+        {"params": encoder, "weight_decay": weight_decay, "peak": encoder_learning_rate},
     ]
     groups = [group for group in groups if group["params"]]
     return AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
 
 
-def warmup_then_cosine(n_steps: int, warmup: float) -> Callable[[int], float]:
-    """The learning rate's factor at each step: up in a line, down to zero in half a cosine."""
-    n_warmup = int(n_steps * warmup)
-
-    def factor(step: int) -> float:
-        if step < n_warmup:
-            return (step + 1) / (n_warmup + 1)
-        done = (step - n_warmup) / max(1, n_steps - n_warmup)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-    return factor
+def set_learning_rate(optimizer: AdamW, factor: float) -> float:
+    """Scale every group's peak learning rate; returns the decoder's."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+    learning_rate: float = optimizer.param_groups[0]["lr"]
+    return learning_rate
 
 
-class Average:
-    """A running mean of the weights that train: it describes better than the last weights alone.
+def warmup_then_cosine(step: int, n_steps: int, warmup: float) -> float:
+    """The learning rate's factor at a step: up in a line, down to zero in half a cosine.
 
-    Source: Polyak and Juditsky 1992; as exponential mean: Szegedy et al. 2016, arXiv:1512.00567.
+    Args:
+        step: 0 is the first.
+        n_steps: how many there will be.
+        warmup: share of them in which the rate rises.
     """
+    n_warmup = int(n_steps * warmup)
+    if step < n_warmup:
+        return (step + 1) / (n_warmup + 1)
+    done = (step - n_warmup) / max(1, n_steps - n_warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
-    def __init__(self, model: ImageCaptioningModel, decay: float) -> None:
-        """Begin with the weights as they are; with ``decay`` 0 the last ones serve, at no cost."""
-        self.decay, self.n_updates = decay, 0
-        self.weights = [p for p in model.parameters() if p.requires_grad and decay]
-        # Where BatchNorm trains its statistics belong to the weights.
-        if decay and model.trained_stages == ALL_STAGES:
-            self.weights += [b for b in model.buffers() if b.is_floating_point()]
-        self.means = [weight.detach().clone() for weight in self.weights]
 
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take in the weights after a step; the first ones, which are poor, are soon forgotten."""
-        if not self.decay:
-            return
-        self.n_updates += 1
-        decay = min(self.decay, self.n_updates / (10 + self.n_updates))
-        torch._foreach_lerp_(self.means, self.weights, 1 - decay)
+def seed_step(device: torch.device, seed: int, step: int) -> None:
+    """Let the random numbers of a training step depend on nothing but the run's seed and the step.
 
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """The model with the mean weights, for the length of the block."""
-        is_swapped = False
-        try:
-            with uninterrupted():  # half swapped, both would be lost
-                self._swap()
-                is_swapped = True
-            yield
-        finally:
-            if is_swapped:
-                with uninterrupted():
-                    self._swap()
+    So a run that is resumed draws what the unbroken one would, with no state to be saved.
+    """
+    # A CPU's generator takes 32 bits; neighbouring seeds are put millions of steps apart.
+    number = (seed * 2_654_435_761 + step) % 2**32
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
+    elif device.type == "mps":
+        torch.mps.manual_seed(number)
 
-    @torch.no_grad()
-    def _swap(self) -> None:
-        for weight, mean in zip(self.weights, self.means, strict=True):
-            kept = weight.clone()
-            weight.copy_(mean)
-            mean.copy_(kept)
 
-    def state(self) -> dict[str, Any]:
+class Meter:
+    """A sum over the batches of an epoch, so that a mean is a sum divided by a count."""
+
+    def __init__(
+        self, total: float = 0.0, count: int = 0, n_words: int = 0, seconds: float = 0.0
+    ) -> None:
+        """Begin with what was there before."""
+        self.total: Tensor | float = total
+        self.count, self.n_words = count, n_words
+        self.started_at = time.perf_counter() - seconds
+
+    def add(self, loss: Loss, n_words: int) -> None:
+        """Add a batch, of which so many words were learned."""
+        self.total = self.total + loss.total
+        self.count += loss.count
+        self.n_words += n_words
+
+    def read(self) -> Reading:
+        """The sums of now; waits for the device."""
+        seconds = time.perf_counter() - self.started_at
+        return Reading(float(self.total), self.count, self.n_words, seconds)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a meter shows at a moment, or has gained between two."""
+
+    total: float = 0.0
+    count: int = 0
+    n_words: int = 0
+    seconds: float = 0.0
+
+    def since(self, earlier: Reading) -> Reading:
+        """What was added after an earlier reading."""
+        return Reading(
+            self.total - earlier.total,
+            self.count - earlier.count,
+            self.n_words - earlier.n_words,
+            self.seconds - earlier.seconds,
+        )
+
+    @property
+    def mean(self) -> float:
+        """Nats per word, or reward per caption."""
+        return self.total / max(1, self.count)
+
+    @property
+    def words_per_second(self) -> float:
+        """Words of captions learned a second."""
+        return self.n_words / max(self.seconds, 1e-9)
+
+
+@dataclass
+class TrainState:
+    """How far a training has come: with model and optimizer all that it takes to resume."""
+
+    stage: str  # the one under way
+    epoch: int = 0  # epochs of the stage that are done
+    batch: int = 0  # batches done in the epoch under way
+    stage_step: int = 0  # optimizer steps done in the stage
+    n_steps: int = 0  # that the stage's schedule is made for
+    epochs_without_improvement: int = 0  # of the stage
+    step: int = 0  # optimizer steps done in all stages
+    total_epochs: int = 0  # epochs done in all stages
+    best_scores: dict[str, float] = field(default_factory=dict)  # on the validation images
+    best_epoch: str = ""
+    meter: Meter = field(default_factory=Meter)  # of the epoch under way
+
+    def enter(self, stage: str) -> None:
+        """Begin another stage."""
+        self.stage, self.epoch, self.batch, self.stage_step = stage, 0, 0, 0
+        self.n_steps, self.epochs_without_improvement = 0, 0
+
+    def finish_step(self, loss: Loss, n_words: int) -> None:
+        """Count an optimizer step, its loss and the words it learned from."""
+        self.meter.add(loss, n_words)
+        self.batch += 1
+        self.stage_step += 1
+        self.step += 1
+
+    def finish_epoch(self) -> None:
+        """Count an epoch."""
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.total_epochs += 1
+
+    def plain(self) -> dict[str, Any]:
         """As plain data, for a checkpoint."""
-        return {"means": self.means, "n_updates": self.n_updates}
+        return {**vars(self), "meter": list(astuple(self.meter.read()))}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``."""
-        for mean, saved in zip(self.means, state["means"], strict=True):
-            mean.copy_(saved)
-        self.n_updates = state["n_updates"]
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> TrainState:
+        """The state that ``plain`` was made from."""
+        return cls(**{**plain, "meter": Meter(*plain["meter"])})

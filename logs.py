@@ -1,24 +1,33 @@
-"""What TensorBoard shows of a run: curves, captioned pictures, the embeddings, the settings."""
+"""What a run shows of itself: lines on the terminal, curves and pictures in TensorBoard."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
+import metrics
+from corpus import Example
+from learning import Reading, TrainState
 from loader import SPECIAL_TOKENS, Vocabulary
+from model import ImageCaptioningModel
+from pictures import read_image
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 # The projector keeps its tensors as text: more rows make it slow to open.
 PROJECTED_WORDS = 2000
 PROJECTED_IMAGES = 500
 THUMBNAIL = 48
+N_PICTURES = 8  # captioned after every epoch
 
 LAYOUT = {
     "1. Is it learning?": {
@@ -35,56 +44,184 @@ LAYOUT = {
     },
 }
 
+# --------------------------------------------------------------------------- the terminal
+
+
+def model_lines(
+    model: ImageCaptioningModel, vocabulary: Vocabulary, settings: Mapping[str, Any]
+) -> str:
+    """What is about to be trained, and where."""
+    is_scratch = settings["encoder_weights"] == "none"
+    weights = f"of {settings['init']}" if settings["init"] else settings["encoder_weights"]
+    decoder = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("encoder."))
+    encoder = sum(p.numel() for p in model.encoder.parameters()) if is_scratch else 0
+    state = "frozen"
+    if is_scratch:
+        state = "trained on" if settings["init"] else "trained from scratch"
+    return (
+        f"vocabulary  {len(vocabulary):,} words that occur {settings['freq_threshold']} times or "
+        f"more in training captions ({vocabulary.language})\n"
+        f"model       {settings['encoder']} ({state}, weights {weights}) and LSTM of "
+        f"{settings['hidden_size']}: {(decoder + encoder) / 1e6:.1f} million parameters train\n"
+        f"device      {model.device}"
+    )
+
+
+def step_note(measure: str, recent: Reading) -> str:
+    """What the progress bar shows of the last steps."""
+    return f"{measure} {recent.mean:.2f}, {recent.words_per_second:,.0f} words/s"
+
+
+def epoch_line(
+    where: str,
+    measure: str,
+    learned: Reading,
+    scores: Mapping[str, float],
+    captions: Sequence[str],
+    *,
+    is_best: bool,
+) -> str:
+    """One line for an epoch.
+
+    Args:
+        where: stage and epoch.
+        measure: what ``learned`` is the mean of.
+        learned: of the epoch; empty before the first.
+        scores: on the validation images, with their loss.
+        captions: of the validation images.
+        is_best: so far.
+    """
+    trained = ""
+    if learned.count:
+        seconds = f"{learned.words_per_second:,.0f} words/s  {learned.seconds:.0f} s"
+        trained = f"{measure} {learned.mean:.2f}  {seconds}  "
+    return (
+        f"{where}  {trained}val {scores['loss']:.2f} nats/word  CIDEr {scores['CIDEr']:.1f}  "
+        f"BLEU-4 {scores['BLEU-4']:.1f}  distinct {_distinct(captions):.0f} %"
+        f"{'  best' if is_best else ''}"
+    )
+
+
+def closing_lines(
+    settings: Mapping[str, Any], state: TrainState, val_examples: Sequence[Example]
+) -> str:
+    """Where the best checkpoint is, what it scored, and what to do with it."""
+    path = Path(settings["checkpoints"]) / "best.pt"
+    best = state.best_scores.items()
+    scores = "  ".join(f"{name} {value:.1f}" for name, value in best if name != "loss")
+    which = "" if path == Path("checkpoints/best.pt") else f"--checkpoint {path} "
+    more = ""
+    if not settings["finetune_epochs"] and not settings["scst_epochs"] and not settings["demo"]:
+        more = f"better      {resume_command(settings)} --finetune-epochs 6 --scst-epochs 3\n"
+    return (
+        f"\nbest        {path}, {state.best_epoch}\n"
+        f"scores      {scores}\n"
+        f"            on {len(val_examples):,} validation images, beam {settings['beam_size']}\n"
+        f"try it      python predict.py {which}--image {val_examples[-1].path}\n"
+        f"{more}curves      tensorboard --logdir {settings['runs']}"
+    )
+
+
+def resume_command(settings: Mapping[str, Any]) -> str:
+    """What finds this run again."""
+    folder = settings["checkpoints"]
+    return "python train.py --resume" + (
+        "" if folder == "checkpoints" else f" --checkpoints {folder}"
+    )
+
+
+def _distinct(captions: Sequence[str]) -> float:
+    """Share of captions that differ from all others before them, in percent."""
+    return 100 * len(set(captions)) / len(captions)
+
+
+# --------------------------------------------------------------------------- TensorBoard
+
 
 class RunLog:
     """One run's folder of TensorBoard events; the horizontal axis is the training step."""
 
-    def __init__(self, folder: Path, *, step: int = 0) -> None:
-        """Open the folder; what an interrupted run logged after ``step`` is hidden."""
-        self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+    def __init__(self, folder: Path, settings: Mapping[str, Any], *, step: int = 0) -> None:
+        """Nothing is written yet: an earlier run's folder may have to be moved first.
+
+        Args:
+            folder: of this run.
+            settings: shown as a table.
+            step: of a run that is resumed; what it logged after this step is hidden.
+        """
+        self.folder, self.settings, self.first_step = folder, settings, step
+
+    @cached_property
+    def writer(self) -> SummaryWriter:
+        """Opened by the first entry."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        step = self.first_step
+        writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
         if not step:
-            self.writer.add_custom_scalars(LAYOUT)
+            writer.add_custom_scalars(LAYOUT)
+        rows = "\n".join(f"| {name} | {value} |" for name, value in self.settings.items())
+        writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}")
+        return writer
 
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Points on the curves of these names."""
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
-
-    def text(self, name: str, markdown: str) -> None:
-        """A page of text."""
-        self.writer.add_text(name, markdown)
-
-    def pictures(
-        self, images: Sequence[Image.Image], ours: Sequence[str], human: Sequence[str], *, step: int
+    def steps(
+        self, measure: str, recent: Reading, *, norm: float, learning_rate: float, step: int
     ) -> None:
-        """Pictures with our caption and a human one written below each."""
-        for number, card in enumerate(zip(images, ours, human, strict=True), start=1):
-            self.writer.add_image(f"captions/{number}", _card(*card), step)
+        """Points on the curves of training, for the steps since the last ones."""
+        values = {
+            f"{measure}/train": recent.mean,
+            "learning_rate": learning_rate,
+            "gradient_norm": norm,
+            "words_per_second": recent.words_per_second,
+        }
+        self._scalars(values, step)
+
+    def epoch(
+        self,
+        scores: Mapping[str, float],
+        captions: Sequence[str],
+        examples: Sequence[Example],
+        *,
+        step: int,
+    ) -> None:
+        """Points on the curves of validation; some pictures with our caption and a human one."""
+        n_words = sum(len(metrics.tokens(text)) for text in captions)
+        values = {f"score/{name}": value for name, value in scores.items() if name != "loss"}
+        values |= {
+            "loss/val": scores["loss"],
+            "captions/distinct": _distinct(captions),
+            "captions/words": n_words / len(captions),
+        }
+        self._scalars(values, step)
+        shown = zip(captions[:N_PICTURES], examples[:N_PICTURES], strict=True)
+        for number, (text, example) in enumerate(shown, start=1):
+            card = _card(read_image(example.path, size=256), text, example.captions[0])
+            self.writer.add_image(f"captions/{number}", card, step)
 
     def embeddings(
         self,
         vocabulary: Vocabulary,
+        model: ImageCaptioningModel,
+        features: Tensor,
+        captions: Sequence[str],
+        examples: Sequence[Example],
         *,
-        word_vectors: Tensor,
-        image_vectors: Tensor,
-        images: Sequence[Image.Image],
-        captions: Sequence[tuple[str, str]],
         step: int,
     ) -> None:
         """Fill the projector: the most frequent words, and images with their captions.
 
         Args:
             vocabulary: labels and frequencies of the words.
-            word_vectors: (V, E).
-            image_vectors: (N, E).
-            images: N pictures.
-            captions: for each image ours and a human one.
+            model: its word embeddings, and its projection of the features.
+            features: (N, F).
+            captions: ours, N.
+            examples: the images, N.
             step: of the training, which they are shown with.
         """
         first = len(SPECIAL_TOKENS)
         rows = slice(first, first + PROJECTED_WORDS)
         self.writer.add_embedding(
-            word_vectors[rows],
+            model.word_embedding.weight.detach()[rows],
             metadata=[
                 (_label(word), str(count))
                 for word, count in zip(vocabulary.words[rows], vocabulary.counts[rows], strict=True)
@@ -93,28 +230,36 @@ class RunLog:
             tag="words",
             global_step=step,
         )
-        thumbnails = [image.resize((THUMBNAIL, THUMBNAIL)) for image in images]
+        with torch.inference_mode():
+            vectors = model.eval().project(features)
+        pictures = [read_image(example.path, size=64) for example in examples]
+        thumbnails = [_tensor(picture.resize((THUMBNAIL, THUMBNAIL))) for picture in pictures]
         self.writer.add_embedding(
-            image_vectors,
-            metadata=[(_label(ours), _label(human)) for ours, human in captions],
+            vectors,
+            metadata=[
+                (_label(text), _label(example.captions[0]))
+                for text, example in zip(captions, examples, strict=True)
+            ],
             metadata_header=["caption", "human"],
-            label_img=torch.stack([_tensor(image) for image in thumbnails]).float() / 255,
+            label_img=torch.stack(thumbnails).float() / 255,
             tag="images",
             global_step=step,
         )
 
-    def results(self, settings: Mapping[str, Any], scores: Mapping[str, float]) -> None:
-        """The row of this run in the table of runs (HParams)."""
+    def results(self, card: str, scores: Mapping[str, float]) -> None:
+        """The model card, and the row of this run in the table of runs (HParams)."""
+        self.writer.add_text("model card", card)
         plain = {
             name: value if isinstance(value, bool | int | float) else str(value)
-            for name, value in settings.items()
+            for name, value in self.settings.items()
         }
         finals = {f"final/{name}": value for name, value in scores.items()}
         self.writer.add_hparams(plain, finals, run_name=".")
-
-    def close(self) -> None:
-        """Write what is still in memory."""
         self.writer.close()
+
+    def _scalars(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
 
 
 def _card(image: Image.Image, ours: str, human: str, *, size: int = 256) -> Tensor:

@@ -1,4 +1,4 @@
-"""Describe pictures: `python predict.py --image photo.jpg`.
+"""Caption pictures: `python predict.py photo.jpg`.
 
 Takes pictures and folders, writes captions to stdout or a file, in order and as they come. Needs
 a checkpoint and nothing else: no data set, no spaCy, no download.
@@ -8,34 +8,45 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import ClassVar
 
 import cli
 from cli import option
 
 
 @dataclass(frozen=True)
-class Settings(cli.SearchSettings):
-    """Describe pictures with a trained model."""
+class Settings(cli.SamplingSettings):
+    """Caption pictures with a trained model."""
 
-    image: tuple[Path, ...] = option((), "pictures, or folders of pictures (also nested)")
-    checkpoint: tuple[Path, ...] = option(
-        (Path("checkpoints/best.pt"),), "the trained model, or several that speak as one"
+    EXAMPLES: ClassVar = (
+        "python predict.py photo.jpg --n-best 5",
+        "python predict.py --image holiday/ --output captions.csv",
     )
+
+    image: tuple[Path, ...] = option(
+        (), "pictures, or folders of pictures (also nested)", group="pictures", positional=True
+    )
+    checkpoint: tuple[Path, ...] = option(
+        (Path("checkpoints/best.pt"),), "the trained model, or an ensemble", group="model"
+    )
+    device: str = option("auto", "where to compute", choices=cli.DEVICES)
+    batch_size: int = option(64, "pictures captioned at a time", at_least=1)
     n_best: int = option(
-        1, "captions for each picture, best first by log-probability a word", at_least=1
+        1,
+        "captions for each picture, best first by log-probability a word",
+        at_least=1,
+        group="captions",
     )
     sentence: bool = option(False, "write captions with a capital and a full stop")
     output: Path | None = option(None, "write to this .csv or .jsonl file, not to the terminal")
     overwrite: bool = option(False, "replace the output file if it exists")
-    batch_size: int = option(64, "pictures described at a time", at_least=1)
-    device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
-    quiet: bool = option(False, "no progress and notes, only results and errors")
+    quiet: bool = option(False, "no progress and notes, only results and errors", group="run")
     debug: bool = option(False, "show where an error comes from")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.image:
-            raise ValueError("which picture? Give --image path/to/picture.jpg, or a folder")
+            raise ValueError("which picture? Give path/to/picture.jpg, or a folder")
         if self.output and self.output.suffix not in (".csv", ".jsonl"):
             raise ValueError(f"--output must end in .csv or .jsonl, got {self.output}")
 
@@ -57,8 +68,10 @@ from torch import Tensor
 
 import checkpoint
 from checkpoint import Checkpoint
-from loader import PICTURE_SUFFIXES, DataError, read_pictures, whole_file
-from model import Hypothesis, caption
+from cli import UserError
+from files import whole_file
+from pictures import PICTURE_SUFFIXES, read_pictures
+from search import Hypothesis, caption
 
 log = logging.getLogger(__name__)
 
@@ -76,23 +89,28 @@ class Caption:
 Write = Callable[[Caption], None]
 
 
-def predict(settings: Settings) -> int:
-    """Describe all pictures; the exit status tells whether all could be read."""
+def predict(settings: Settings, given: frozenset[str]) -> int:
+    """Caption all pictures; the exit status says whether all could be read.
+
+    Args:
+        settings: of the command line.
+        given: names of those that were given as flags; the others of the search are the model's.
+    """
     if settings.output and settings.output.exists() and not settings.overwrite:
-        raise DataError(f"{settings.output} exists: give --overwrite to replace it.")
+        raise UserError(f"{settings.output} exists: give --overwrite to replace it.")
     paths = list(_pictures(settings.image))
     models = checkpoint.load_ensemble(settings.checkpoint, cli.device(settings.device))
     vocabulary = models[0].vocabulary
     one = len(settings.image) == 1 and not settings.image[0].is_dir()
     n_failed = 0
     with _writer(settings, one=one) as write:
-        for path, found in _describe(settings, models, paths):
-            if isinstance(found, DataError):
+        for path, found in _caption(settings, given, models, paths):
+            if isinstance(found, UserError):
                 n_failed += 1
                 log.error(f"error: {found}", exc_info=found if settings.debug else None)
                 continue
             for rank, hypothesis in enumerate(found[: settings.n_best], start=1):
-                text = vocabulary.text(hypothesis.tokens)
+                text = vocabulary.decode(hypothesis.tokens)
                 text = f"{text[:1].upper()}{text[1:]}." if settings.sentence else text
                 write(Caption(str(path), rank, text, hypothesis.log_prob))
         if n_failed == len(paths):
@@ -104,37 +122,37 @@ def _pictures(given: Iterable[Path]) -> Iterator[Path]:
     """The pictures given, and those in the folders given, however deep, in order of their names."""
     for path in given:
         if not path.is_dir():
-            yield path  # whether it is there and a picture is seen when it is read
+            yield path  # whether it is there and a picture shows when it is read
             continue
         below = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
         found = [p for p in below if p.is_file() and not p.name.startswith(".")]
         if not found:
-            raise DataError(f"no pictures in {path} or the folders below: give another --image.")
+            raise UserError(f"no pictures in {path} or the folders below: give another --image.")
         yield from found
 
 
-def _describe(
-    settings: Settings, models: list[Checkpoint], paths: list[Path]
-) -> Iterator[tuple[Path, list[Hypothesis] | DataError]]:
-    """Each path with what the models propose, best first, or with the reason why they cannot."""
+def _caption(
+    settings: Settings, given: frozenset[str], models: list[Checkpoint], paths: list[Path]
+) -> Iterator[tuple[Path, list[Hypothesis] | UserError]]:
+    """Each path with the hypotheses for it, best first, or with the reason why there are none."""
     torch.manual_seed(settings.seed)
-    search = models[0].search(vars(settings))
+    search = models[0].search({name: getattr(settings, name) for name in given})
     search = replace(search, beam_size=max(search.beam_size, settings.n_best))
-    pictures: Iterable[tuple[Path, Tensor | DataError]]
-    pictures = read_pictures(paths, models[0].image_size)
+    encoders = [trained.model.make_encoder() for trained in models]
+    pictures: Iterable[tuple[Path, Tensor | UserError]]
+    pictures = read_pictures(paths, models[0].image_size, ahead=2 * settings.batch_size)
     if settings.output or not sys.stdout.isatty():  # else the captions are the progress
         pictures = cli.progress(pictures, about="pictures", unit="picture", total=len(paths))
     pictures = iter(pictures)
     while batch := list(islice(pictures, min(settings.batch_size, len(paths)))):
-        images = [picture for _, picture in batch if isinstance(picture, Tensor)]
-        found = iter(
-            caption(
-                [trained.model for trained in models],
-                [images] * len(models),
-                search,
-                batch_size=settings.batch_size,
-            )
-        )
+        readable = [picture for _, picture in batch if isinstance(picture, Tensor)]
+        found: Iterator[list[Hypothesis]] = iter(())
+        if readable:
+            pixels = torch.stack(readable).to(models[0].model.device)  # (N, 3, S, S)
+            with torch.inference_mode():
+                features = [encode(pixels) for encode in encoders]  # of each model, (N, F)
+            captioners = [trained.model for trained in models]
+            found = iter(caption(captioners, features, search, batch_size=settings.batch_size))
         for path, picture in batch:
             yield path, next(found) if isinstance(picture, Tensor) else picture
 
@@ -148,8 +166,10 @@ def _writer(settings: Settings, *, one: bool) -> Iterator[Write]:
         yield partial(_print_row, columns)
         return
     # A name that is no UTF-8 is escaped, so that the file as a whole can still be read.
-    way = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-    with whole_file(settings.output) as part, part.open("w", **way) as file:
+    with (
+        whole_file(settings.output) as part,
+        part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
         if settings.output.suffix == ".jsonl":
             yield lambda row: print(json.dumps(vars(row), ensure_ascii=False), file=file)
         else:
@@ -165,11 +185,10 @@ def _print_row(columns: list[str], row: Caption) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Describe the pictures that the command line names; the exit status."""
-    settings, _ = cli.parse(Settings, argv)
-    return cli.run(lambda: predict(settings), settings, errors=(DataError,))
+    """Caption the pictures that the command line names; the exit status."""
+    settings, given = cli.parse(Settings, argv)
+    return cli.run(lambda: predict(settings, given), settings)
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="surrogateescape")  # names of files are printed as they are
     raise SystemExit(main())

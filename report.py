@@ -6,12 +6,14 @@ import base64
 import html
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from loader import DataError, read_image, whole_file
+from cli import UserError, progress
+from files import whole_file
+from pictures import read_image
 
 THUMBNAIL = 320  # pixels, the longer side
 N_BARS = 20
@@ -35,7 +37,6 @@ def write(
     summary: Mapping[str, float],
     settings: Mapping[str, Any],
     pictures: Sequence[Path],
-    progress: Callable[..., Iterable[Any]] = lambda items, **_: items,
 ) -> None:
     """Write the report, whole or not at all.
 
@@ -45,7 +46,6 @@ def write(
         summary: name → figure, of the split as a whole.
         settings: name → value, what was scored and how it was written.
         pictures: each row's picture, shown on the page.
-        progress: wraps the pictures while they are read.
     """
     with whole_file(path) as part, part.open("w", encoding="utf-8") as file:
         if path.suffix == ".json":
@@ -58,7 +58,9 @@ def write(
         file.write('<meta name=viewport content="width=device-width,initial-scale=1">\n')
         file.write(f"<style>{STYLE}</style>\n<h1>{title}</h1>\n{_summary(shown)}")
         file.write(f"{_distribution(rows)}{CONTROLS}<main id=images>\n")
-        for row, picture in zip(rows, progress(pictures, total=len(rows)), strict=True):
+        for row, picture in zip(
+            rows, progress(pictures, about="writing the report", unit="picture"), strict=True
+        ):
             file.write(_card(row, picture))
         file.write(f"</main>\n<script>{SCRIPT}</script>\n</html>\n")
 
@@ -114,7 +116,7 @@ def _inline(picture: Path) -> str:
     """The picture, small, as a data URL; nothing if it cannot be read any more."""
     try:
         image = read_image(picture, size=THUMBNAIL)
-    except DataError:
+    except UserError:
         return "data:,"
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
@@ -143,7 +145,7 @@ figure { margin: 0 0 1rem } figcaption { font-size: .85rem; opacity: .7 }
 svg { width: 100%; max-width: 50rem; fill: currentColor; font-size: 13px }
 rect { fill: #3b7dd8; cursor: pointer } rect:hover, rect:focus, rect[aria-pressed=true] {
   fill: #e07a2e; outline: none }
-form { position: sticky; top: 0; background: Canvas; padding: .6rem 0; display: flex;
+form { position: sticky; top: 0; z-index: 1; background: Canvas; padding: .6rem 0; display: flex;
   flex-wrap: wrap; gap: .5rem 1rem; align-items: center; border-bottom: 1px solid var(--line);
   margin-bottom: 1rem }
 input, select, button { font: inherit; padding: .15rem .4rem }

@@ -1,84 +1,151 @@
-"""Stage 3, taste: sentences drawn from the model itself are rewarded by CIDEr-D.
+"""Self-critical training (stage 3): captions sampled from the model are rewarded by CIDEr-D.
 
-Cross-entropy teaches to repeat people's next word; the score asks for a good sentence. Here the
-model draws several sentences for an image and makes those likelier that score above their fellows
+Cross-entropy teaches the next word of people's captions; CIDEr-D judges whole captions. Here the
+model samples several captions for an image and makes those likelier that score above the others
 (Rennie et al. 2017, arXiv:1612.00563; the others' mean as baseline: Luo 2020, arXiv:2003.09971).
 """
 
+# N images, K samples an image, T tokens of a sample, F features.
+
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from learning import Loss, LossFunction
+from loader import Batch, Flickr30k
 from metrics import CiderD
-from model import PAD, START, ImageCaptioningModel, Search, half_precision, sample
+from model import PAD, START, ImageCaptioningModel, half_precision
+from search import Search, sample
+
+
+@dataclass(frozen=True)
+class SelfCritical:
+    """The loss of stage 3: call it as ``learning.cross_entropy``.
+
+    Attributes:
+        dataset: whose captions are the references; the batches are of it.
+        n_samples: K, at least 2.
+        max_words: the longest sample.
+        xe: cross-entropy, kept beside the policy gradient.
+        xe_weight: its weight.
+    """
+
+    dataset: Flickr30k
+    n_samples: int
+    max_words: int
+    xe: LossFunction
+    xe_weight: float
+
+    @cached_property
+    def reward(self) -> Reward:
+        """Made when first needed: it counts the n-grams of all references."""
+        return Reward(self.dataset)
+
+    def __call__(self, model: ImageCaptioningModel, features: Tensor, batch: Batch) -> Loss:
+        """Sample captions, score them, and weigh their log-probability by their advantage.
+
+        Args:
+            model: in train mode.
+            features: (N, F), of the batch's images.
+            batch: its captions, for the cross-entropy.
+
+        Returns:
+            The mean to minimise; logged is the sum of the rewards of N*K captions.
+        """
+        tokens = sample_captions(
+            model, features, n_samples=self.n_samples, max_words=self.max_words
+        )
+        sampled = tokens.cpu().numpy()  # the only place where the host waits for the device
+        rewards = self.reward(batch.image_ids, sampled)  # (N, K)
+        mean = policy_gradient_loss(model, features, tokens, sampled, rewards)
+        if self.xe_weight:
+            mean = mean + self.xe_weight * self.xe(model, features, batch).mean
+        return Loss(mean, torch.tensor(rewards.sum()), rewards.size)
 
 
 class Reward:
-    """CIDEr-D of sentences for training images, ``<end>`` counted as a word.
+    """CIDEr-D of sampled captions, ``<end>`` counted as a word.
 
-    Without ``<end>`` a sentence that stops in the middle of a phrase would lose nothing, and a
+    Without ``<end>`` a caption that stops in the middle of a phrase would lose nothing, and a
     third of them come to end on "a" or "of".
     """
 
-    def __init__(self, captions: Sequence[Sequence[Tensor]]) -> None:
-        """Weigh the words of each image's captions, ids with ``<start>`` and ``<end>``."""
-        self.cider = CiderD([[tuple(ids[1:].tolist()) for ids in image] for image in captions])
+    def __init__(self, dataset: Flickr30k) -> None:
+        """Prepare each image's captions as references, without ``<start>``."""
+        tokens = dataset.tokens.cpu().tolist()
+        references: list[list[list[int]]] = [[] for _ in range(len(dataset))]
+        captions = zip(dataset.caption_to_image.tolist(), tokens, dataset.lengths, strict=True)
+        for image, ids, length in captions:
+            references[image].append(ids[1:length])
+        self.cider = CiderD(references)
 
-    def __call__(self, image_at: Sequence[int], tokens: Tensor) -> Tensor:
+    def __call__(self, image_ids: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """CIDEr-D, in which a human caption gets about 0.7.
 
         Args:
-            image_at: (N,) which images.
-            tokens: (N*K, T) sentences, as ``model.sample`` draws them.
+            image_ids: (N,) indices of images in the data set.
+            tokens: (N*K, T) ids, as ``sample_captions`` gives them.
 
         Returns:
-            (N, K) float32, on the device of the tokens.
+            (N, K) float32.
         """
-        n_samples = len(tokens) // len(image_at)
-        sentences = [[word for word in row if word != PAD] for row in tokens.tolist()]
-        scores = [
-            self.cider.score(image_at[row // n_samples], sentence)
-            for row, sentence in enumerate(sentences)
-        ]
-        return torch.tensor(scores, device=tokens.device).view(len(image_at), n_samples)
+        n_samples = len(tokens) // len(image_ids)
+        hypotheses = np.where(tokens == PAD, -1, tokens)
+        scores = self.cider.scores(np.repeat(image_ids, n_samples), hypotheses)
+        return scores.astype(np.float32).reshape(len(image_ids), n_samples)
 
 
-def draw(model: ImageCaptioningModel, images: Tensor, *, n_samples: int, max_words: int) -> Tensor:
-    """(N, F) image vectors → (N*K, T) sentences as likely as the model believes, in eval mode."""
+def sample_captions(
+    model: ImageCaptioningModel, features: Tensor, *, n_samples: int, max_words: int
+) -> Tensor:
+    """Sample captions in eval mode: (N, F) features → (N*K, T) ids; the model trains on after."""
     model.eval()
-    search = Search(beam_size=n_samples, max_words=max_words, temperature=1.0)
-    with torch.no_grad(), half_precision(images.device):
-        tokens, _ = sample([model], [model.start(images)], search)
+    search = Search(
+        beam_size=n_samples, max_words=max_words, temperature=1.0, no_repeat_ngram_size=0
+    )
+    with torch.no_grad(), half_precision(features.device):
+        tokens, _ = sample([model], [model.init_state(features)], search)
     model.train()
     return tokens
 
 
-def policy_loss(
-    model: ImageCaptioningModel, images: Tensor, tokens: Tensor, rewards: Tensor
+def policy_gradient_loss(
+    model: ImageCaptioningModel,
+    features: Tensor,
+    tokens: Tensor,
+    sampled: np.ndarray,
+    rewards: np.ndarray,
 ) -> Tensor:
-    """What to minimise so that sentences above their fellows become likelier.
+    """The loss whose gradient makes captions likelier that score above the others of their image.
 
     Args:
         model: in train mode.
-        images: (N, F) image vectors.
-        tokens: (N*K, T) sentences drawn for them.
+        features: (N, F).
+        tokens: (N*K, T) sampled captions.
+        sampled: the same on the host.
         rewards: (N, K).
 
     Returns:
-        The mean over words of -advantage times log-probability. The advantage of a sentence is
-        its reward less the mean of the other K-1 of the image.
+        The mean over words of -advantage times log-probability. The advantage of a caption is its
+        reward less the mean of the other K-1 of the image.
     """
-    n_samples = rewards.shape[1]
-    others = (rewards.sum(dim=1, keepdim=True) - rewards) / (n_samples - 1)
-    advantage = (rewards - others).view(-1, 1)  # (N*K, 1)
-    sentences = F.pad(tokens, (1, 0), value=START)  # (N*K, 1+T)
-    image_of = torch.arange(len(images), device=images.device).repeat_interleave(n_samples)
-    with half_precision(images.device):
-        logits = model(images, sentences, image_of)  # (n_words, V)
-    spoken = tokens != PAD
-    log_prob = F.log_softmax(logits.float(), dim=-1).gather(1, tokens[spoken].unsqueeze(1))
-    return -(advantage.expand_as(tokens)[spoken] * log_prob.squeeze(1)).mean()
+    n_images, n_samples = rewards.shape
+    others = (rewards.sum(axis=1, keepdims=True) - rewards) / (n_samples - 1)
+    advantage = (rewards - others).reshape(-1, 1)  # (N*K, 1)
+    is_word = np.pad(sampled != PAD, ((0, 0), (1, 0)))  # (N*K, 1+T), without <start>
+    weight = np.broadcast_to(advantage, sampled.shape)[sampled != PAD]  # (n_words,)
+
+    positions = torch.from_numpy(np.flatnonzero(is_word)).to(tokens.device)
+    captions = F.pad(tokens, (1, 0), value=START)  # (N*K, 1+T)
+    caption_to_image = torch.arange(n_images, device=tokens.device).repeat_interleave(n_samples)
+    with half_precision(tokens.device):
+        logits = model(features, captions, caption_to_image, positions)  # (n_words, V)
+    targets = captions.flatten().index_select(0, positions)
+    log_prob = F.log_softmax(logits.float(), dim=-1).gather(1, targets.unsqueeze(1)).squeeze(1)
+    return -(torch.from_numpy(weight).to(tokens.device) * log_prob).mean()

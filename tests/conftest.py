@@ -1,14 +1,22 @@
 import contextlib
 import io
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+import cli
 import demo
 
 N_SCENES = 12
+
+
+@pytest.fixture(autouse=True)
+def _no_lines_of_progress(monkeypatch):
+    """However slow the machine is; tests of these lines set an interval of their own."""
+    monkeypatch.setattr(cli, "PROGRESS_EVERY", math.inf)
 
 
 @pytest.fixture(scope="session")

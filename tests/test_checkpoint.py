@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import checkpoint
-from loader import DataError
+from cli import UserError
 from model import ImageCaptioningModel
 
 CPU = torch.device("cpu")
@@ -15,11 +15,18 @@ def test_save_and_load_give_the_same_logits(trained, tmp_path):
     loaded = checkpoint.load(trained.checkpoints / "last.pt", CPU)
     checkpoint.save(tmp_path / "copy.pt", loaded)
     copy = checkpoint.load(tmp_path / "copy.pt", CPU)
-    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     tokens = torch.tensor([[1, 5, 6, 2], [1, 7, 2, 0]])
-    for which in (loaded, copy):
-        which.logits = which.model(images, tokens, torch.tensor([0, 1]))
-    assert torch.equal(loaded.logits, copy.logits)
+    logits = [
+        which.model(
+            which.model.make_encoder()(pixels),
+            tokens,
+            torch.tensor([0, 1]),
+            torch.tensor([1, 2, 3, 5, 6]),
+        )
+        for which in (loaded, copy)
+    ]
+    assert torch.equal(*logits)
     assert copy.vocabulary.words == loaded.vocabulary.words
     assert copy.settings == loaded.settings
 
@@ -32,7 +39,7 @@ def test_only_plain_data_is_in_the_file(trained):
 def test_a_damaged_file(trained, tmp_path, length):
     path = tmp_path / "damaged.pt"
     path.write_bytes((trained.checkpoints / "best.pt").read_bytes()[:length])
-    with pytest.raises(DataError, match=r"damaged\.pt"):
+    with pytest.raises(UserError, match=r"damaged\.pt"):
         checkpoint.load(path, CPU)
 
 
@@ -45,41 +52,43 @@ def edited(trained, tmp_path, edit):
 
 def test_a_newer_format(trained, tmp_path):
     path = edited(trained, tmp_path, lambda content: content.update(format=99))
-    with pytest.raises(DataError, match="newer version"):
+    with pytest.raises(UserError, match="newer version"):
         checkpoint.load(path, CPU)
 
 
 def test_an_earlier_format(trained, tmp_path):
-    path = edited(trained, tmp_path, lambda content: content.update(format=1))
-    with pytest.raises(DataError, match="earlier version"):
+    path = edited(trained, tmp_path, lambda content: content.update(format=3))
+    with pytest.raises(
+        UserError, match=r"earlier version \(format 3, this one reads 4\): train again"
+    ):
         checkpoint.load(path, CPU)
 
 
 def test_an_encoder_that_is_not_known(trained, tmp_path):
     path = edited(trained, tmp_path, lambda content: content["model"].update(encoder="vit_b_16"))
-    with pytest.raises(DataError, match=r"edited\.pt looks with 'vit_b_16'.*resnet50"):
+    with pytest.raises(UserError, match=r"edited\.pt has the encoder 'vit_b_16'.*resnet50"):
         checkpoint.load(path, CPU)
 
 
-def test_models_that_cannot_speak_as_one(trained, tmp_path):
+def test_models_that_cannot_be_an_ensemble(trained, tmp_path):
     best = trained.checkpoints / "best.pt"
 
     def other_words(content):
         content["vocabulary"]["words"][-1] = "zebra"
 
-    with pytest.raises(DataError, match="know different words"):
+    with pytest.raises(UserError, match="know different words"):
         checkpoint.load_ensemble([best, edited(trained, tmp_path, other_words)], CPU)
     path = edited(trained, tmp_path, lambda content: content["settings"].update(image_size=64))
-    with pytest.raises(DataError, match=r"pictures of 32 pixels, .* of 64"):
+    with pytest.raises(UserError, match=r"pictures of 32 pixels, .* of 64"):
         checkpoint.load_ensemble([best, path], CPU)
     assert len(checkpoint.load_ensemble([best, best], CPU)) == 2
 
 
 def test_searches_as_it_validated_but_for_what_is_given(trained):
     loaded = checkpoint.load(trained.checkpoints / "best.pt", CPU)
-    found = loaded.search({"beam_size": None, "max_words": 7, "image": "not of the search"})
+    found = loaded.search({"max_words": 7, "image": "not of the search"})
     assert (found.beam_size, found.max_words) == (loaded.settings["beam_size"], 7)
-    assert {loaded.vocabulary.words[id_] for id_ in found.not_last} >= {"a", "the"}
+    assert {loaded.vocabulary.words[id_] for id_ in found.banned_final_ids} >= {"a", "the"}
     assert loaded.search({"temperature": 0.5}).beam_size == 1
     assert loaded.search({"temperature": 0.5, "beam_size": 4}).beam_size == 4
 
@@ -89,13 +98,13 @@ def test_a_vocabulary_that_does_not_fit_the_model(trained, tmp_path):
         content["vocabulary"]["words"].pop()
         content["vocabulary"]["counts"].pop()
 
-    with pytest.raises(DataError, match="words, its vocabulary"):
+    with pytest.raises(UserError, match="words, its vocabulary"):
         checkpoint.load(edited(trained, tmp_path, shorten), CPU)
 
 
 def test_another_file_of_tensors(tmp_path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "weights.pt")
-    with pytest.raises(DataError, match="no checkpoint of this project"):
+    with pytest.raises(UserError, match="no checkpoint of this project"):
         checkpoint.load(tmp_path / "weights.pt", CPU)
 
 
@@ -127,11 +136,11 @@ def test_a_full_disk_is_an_error_of_the_disk(trained, tmp_path, monkeypatch):
 def test_a_damaged_model_is_refused(trained, tmp_path, harm):
     content = torch.load(trained.checkpoints / "best.pt", weights_only=True)
     if harm == "weights":
-        content["decoder"]["words.weight"][0, 0] = torch.nan
+        content["decoder"]["output.weight"][0, 0] = torch.nan
     else:
         del content["settings"]["image_size"]
     torch.save(content, tmp_path / "best.pt")
-    with pytest.raises(DataError, match="damaged"):
+    with pytest.raises(UserError, match="damaged"):
         checkpoint.load(tmp_path / "best.pt", CPU)
 
 
@@ -148,6 +157,16 @@ def test_half_precision_weights_are_welcome(tmp_path):
 
 
 def test_the_model_card_says_what_it_is(trained):
-    card = checkpoint.describe(checkpoint.load(trained.checkpoints / "best.pt", CPU))
-    assert "resnet18" in card
-    assert "CIDEr" in card
+    loaded = checkpoint.load(trained.checkpoints / "best.pt", CPU)
+    card = (trained.checkpoints / "model_card.md").read_text(encoding="utf-8")
+    assert card == checkpoint.model_card(loaded)
+    for words in ("resnet18", "CIDEr", "**Not for.**", str(trained.data)):
+        assert words in card
+
+
+def test_loaded_weights_are_made_flat_for_cudnn(trained, monkeypatch):
+    """Tensors taken over one by one are packed anew at every word, with a warning."""
+    calls = []
+    monkeypatch.setattr(torch.nn.LSTM, "flatten_parameters", lambda self: calls.append(self))
+    loaded = checkpoint.load(trained.checkpoints / "best.pt")
+    assert calls[-1] is loaded.model.lstm

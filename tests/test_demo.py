@@ -170,22 +170,30 @@ def test_a_scene_looks_the_same_at_any_size():
         assert np.abs(small - large).mean() < 8
 
 
-def test_scenes_appear_last_and_never_beside_half_a_folder(tmp_path):
-    def interrupted(numbers):
+def test_scenes_appear_last_and_never_beside_half_a_folder(tmp_path, monkeypatch):
+    def interrupted(numbers, **_):
         yield from list(numbers)[:2]
         raise KeyboardInterrupt
 
     demo.draw(tmp_path, n_scenes=3, size=16)
     assert (tmp_path / "scenes.jsonl").exists()
+    monkeypatch.setattr(demo, "progress", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        demo.draw(tmp_path, n_scenes=3, size=16, progress=interrupted)
+        demo.draw(tmp_path, n_scenes=3, size=16)
     assert not (tmp_path / "scenes.jsonl").exists()
 
 
-def test_progress_sees_every_scene(tmp_path):
-    seen = []
-    demo.draw(tmp_path, n_scenes=4, size=16, progress=lambda it: (seen.append(i) or i for i in it))
-    assert seen == [0, 1, 2, 3]
+def test_progress_counts_every_scene(tmp_path, monkeypatch):
+    drawn = []
+
+    def counted(numbers, **_):
+        for number in numbers:
+            drawn.append(number)
+            yield number
+
+    monkeypatch.setattr(demo, "progress", counted)
+    demo.draw(tmp_path, n_scenes=4, size=16)
+    assert drawn == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("wrong", [{"n_scenes": 2}, {"size": 8}])

@@ -10,8 +10,7 @@ import torch
 import checkpoint
 import demo
 import evaluate
-import features
-from loader import load_corpus
+from corpus import load_corpus
 
 
 def run(trained, tmp_path, *flags):
@@ -85,19 +84,19 @@ def test_a_picture_that_cannot_be_read_is_told_by_the_exit_status(trained, tmp_p
     assert last_line(capsys)["images"] == len(examples) - 1
 
 
-def test_models_that_can_read_different_pictures_see_the_same_ones(
+def test_models_that_can_read_different_pictures_get_the_same_ones(
     trained, tmp_path, capsys, monkeypatch
 ):
     """One has them in its cache, another must read them anew and finds one gone."""
-    prepare, n_calls = features.prepare_examples, 0
+    load_features, n_calls = evaluate.load_features, 0
 
     def all_but_the_first(examples, *args, **options):
         nonlocal n_calls
         n_calls += 1
-        examples, rows = prepare(examples, *args, **options)
-        return (examples[1:], list(rows)[1:]) if n_calls == 2 else (examples, rows)
+        examples, rows = load_features(examples, *args, **options)
+        return (examples[1:], rows[1:]) if n_calls == 2 else (examples, rows)
 
-    monkeypatch.setattr(features, "prepare_examples", all_but_the_first)
+    monkeypatch.setattr(evaluate, "load_features", all_but_the_first)
     assert run(trained, tmp_path, "--checkpoint", trained.checkpoints / "best.pt") == 1
     two = json.loads(capsys.readouterr().out.splitlines()[-1])
     alone = load_corpus(trained.data).splits["val"]
@@ -107,10 +106,27 @@ def test_models_that_can_read_different_pictures_see_the_same_ones(
 def test_scores_come_with_the_settings_they_were_written_by(trained, tmp_path, capsys):
     assert run(trained, tmp_path, "--temperature", "0.5", "--seed", "7") == 0
     out = capsys.readouterr().out
-    assert "drawn at temperature 0.5" in out
+    assert "sampled at temperature 0.5" in out
     found = json.loads(out.splitlines()[-1])
-    asked = ("temperature", "seed", "top_p", "length_penalty", "no_repeat", "max_words")
+    asked = ("temperature", "seed", "top_p", "length_penalty", "no_repeat_ngram_size", "max_words")
     assert [found[name] for name in asked] == [0.5, 7, 1.0, 1.0, 3, 20]
+
+
+def test_searches_as_the_model_was_validated_but_for_what_is_given(trained, tmp_path, capsys):
+    content = torch.load(trained.checkpoints / "best.pt", weights_only=True)
+    content["settings"].update(beam_size=2, max_words=5, no_repeat_ngram_size=0)
+    torch.save(content, tmp_path / "other.pt")
+    common = ["--checkpoint", str(tmp_path / "other.pt"), "--cache", str(tmp_path / "cache")]
+    names = ("beam_size", "max_words", "length_penalty", "no_repeat_ngram_size")
+    for flags, expected in (
+        ([], [2, 5, 1.0, 0]),
+        (["--max-words", "9", "--length-penalty", "0.5"], [2, 9, 0.5, 0]),
+        (["--beam-size", "3", "--no-repeat-ngram-size", "3"], [3, 5, 1.0, 3]),  # our defaults
+    ):
+        assert evaluate.main([*common, *flags]) == 0
+        found = last_line(capsys)
+        assert [found[name] for name in names] == expected
+        assert found["mean length, words"] <= expected[1]
 
 
 def test_tells_what_exposes_a_dull_model(trained, tmp_path, capsys):

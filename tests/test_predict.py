@@ -53,6 +53,16 @@ def test_a_folder_gives_path_and_caption_in_order(trained, folder, capsys):
     assert all(row[1] for row in rows)
 
 
+def test_plain_arguments_and_those_of_the_flag_add_up(trained, folder, capsys):
+    a, b, c = (folder / name for name in ("a.png", "b.JPG", "deep/er/c.webp"))
+    model = ["--checkpoint", str(trained.checkpoints / "best.pt")]
+    assert predict.main([str(a), "--image", str(b), *model, "--quiet", str(c)]) == 0
+    caption_of = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
+    assert set(caption_of) == {str(a), str(b), str(c)}
+    assert predict.main([str(a), *model]) == 0
+    assert capsys.readouterr().out.strip() == caption_of[str(a)]
+
+
 def test_alone_and_among_others_a_picture_gets_the_same_caption(trained, folder, capsys):
     assert run(trained, "--image", folder / "a.png", folder / "b.JPG") == 0
     together = [line.split("\t")[1] for line in capsys.readouterr().out.splitlines()]
@@ -178,7 +188,7 @@ def test_pictures_may_come_and_go_while_their_folder_is_described(
         (["--image", "a.png", "--beam-size", "0"], "--beam-size must be at least 1"),
         (["--image", "a.png", "--beam-sise", "3"], "Did you mean --beam-size?"),
         (["--image"], "expected at least one argument"),
-        ([], "Give --image"),
+        ([], "which picture? Give path/to/picture.jpg"),
     ],
 )
 def test_bad_input_is_one_line_and_2(trained, folder, capsys, monkeypatch, flags, message):
@@ -202,14 +212,14 @@ def test_what_a_caption_needs_is_light(trained, folder, tmp_path):
         "import runpy, sys\n"
         "try: runpy.run_path('predict.py', run_name='__main__')\n"
         "except SystemExit as stop: assert stop.code == 0, stop.code\n"
-        "heavy = {'pandas', 'spacy', 'nltk', 'tensorboard', 'tqdm'} & set(sys.modules)\n"
+        "heavy = {'pandas', 'spacy', 'nltk', 'tensorboard', 'torchvision'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     flags = ["--checkpoint", trained.checkpoints / "best.pt", "--image", folder / "a.png"]
     command = [sys.executable, "-c", script, *flags, "--output", tmp_path / "one.csv", "--quiet"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    # tqdm alone is imported for a progress bar, which --quiet and one picture still ask for.
-    assert done.returncode == 0 or "{'tqdm'}" in done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_reader_that_goes_away_is_no_error(trained, folder):
@@ -224,7 +234,23 @@ def test_a_reader_that_goes_away_is_no_error(trained, folder):
 def test_captions_fit_the_model_that_was_saved(trained):
     """A vocabulary rebuilt from data no longer fits the weights: here it travels with them."""
     loaded = checkpoint.load(trained.checkpoints / "best.pt", torch.device("cpu"))
-    assert loaded.model.words.out_features == len(loaded.vocabulary)
+    assert loaded.model.output.out_features == len(loaded.vocabulary)
+
+
+def test_searches_as_the_model_was_validated_but_for_what_is_given(
+    trained, folder, tmp_path, capsys
+):
+    content = torch.load(trained.checkpoints / "best.pt", weights_only=True)
+    content["settings"]["max_words"] = 2
+    torch.save(content, tmp_path / "brief.pt")
+    command = [str(folder / "a.png"), "--checkpoint", str(tmp_path / "brief.pt")]
+    assert predict.main(command) == 0
+    assert 1 <= len(capsys.readouterr().out.split()) <= 2
+    assert predict.main([*command, "--max-words", "20"]) == 0  # our default, but asked for
+    longer = capsys.readouterr().out
+    assert run(trained, "--image", folder / "a.png") == 0
+    assert capsys.readouterr().out == longer
+    assert len(longer.split()) > 2
 
 
 def test_captions_drawn_at_random_are_the_seeds(trained, folder, capsys):

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -63,3 +64,13 @@ def test_settings_are_shown_as_they_are_and_scores_with_one_decimal(tmp_path, pi
     text = page.read_text(encoding="utf-8")
     assert "<dd>0.97</dd>" in text
     assert "<dd>49.8</dd>" in text
+
+
+def test_the_search_bar_stays_above_the_cards(tmp_path, picture):
+    """Cards off the screen are painted late (content-visibility), and covered it when scrolled."""
+    page = tmp_path / "page.html"
+    report.write(page, [row()], summary={}, settings={}, pictures=[picture])
+    rules = re.findall(r"^(\w+) \{([^}]*)\}", page.read_text(encoding="utf-8"), flags=re.M)
+    form = dict(rules)["form"]
+    assert "position: sticky" in form
+    assert int(re.search(r"z-index: (\d+)", form)[1]) > 0

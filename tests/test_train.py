@@ -1,11 +1,14 @@
+import contextlib
+import io
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -13,13 +16,60 @@ import torch
 from filelock import FileLock
 
 import checkpoint
+import cli
 import demo
-import features
-import loader
+import evaluate
+import learning
+import metrics
+import predict
+import run
 import train
+from corpus import load_corpus
+from loader import Vocabulary
 
 CPU = torch.device("cpu")
 ROOT = Path(train.__file__).parent
+
+
+class Killed(BaseException):
+    """The end of a process that nothing can be done about, as by SIGKILL."""
+
+
+class StopsAfter:
+    """A progress bar under which a run is stopped after so many steps."""
+
+    def __init__(self, bar, n_steps, error):
+        self.bar, self.n_steps, self.error = bar, n_steps, error
+        self.set_postfix_str = bar.set_postfix_str
+
+    def __iter__(self):
+        for n, item in enumerate(self.bar, start=1):
+            if n > self.n_steps:
+                raise self.error
+            yield item
+
+
+def stop(monkeypatch, *, stage, after, error=KeyboardInterrupt):
+    """Press Ctrl-C, or kill the run, after so many steps of an epoch of this stage."""
+    progress = cli.progress
+
+    def stopping(items, *, about, **options):
+        bar = progress(items, about=about, **options)
+        return StopsAfter(bar, after, error) if about.startswith(f"{stage} ") else bar
+
+    monkeypatch.setattr(cli, "progress", stopping)
+
+
+def weights_in(checkpoints):
+    """The weights a run has come to."""
+    return checkpoint.load(checkpoints / "last.pt", CPU).model.state_dict()
+
+
+def assert_equal(weights, expected):
+    """To the last bit."""
+    assert set(weights) == set(expected)
+    for name, value in expected.items():
+        assert torch.equal(weights[name], value), name
 
 
 def scores_of(path):
@@ -30,7 +80,7 @@ def test_trains_keeps_best_and_last_and_says_so(trained):
     assert scores_of(trained.checkpoints / "best.pt")["CIDEr"] >= 0
     last = checkpoint.load(trained.checkpoints / "last.pt", CPU)
     assert last.epoch == 2
-    assert last.training["place"]["epoch"] == 2
+    assert last.training["state"]["epoch"] == 2
     assert not checkpoint.load(trained.checkpoints / "best.pt", CPU).training
     assert f"{trained.checkpoints / 'best.pt'}" in trained.stdout
     assert "predict.py --checkpoint" in trained.stdout
@@ -40,9 +90,9 @@ def test_trains_keeps_best_and_last_and_says_so(trained):
 
 def test_vocabulary_sees_training_captions_only(trained):
     """Half of the field counts the words of the test captions too."""
-    corpus = loader.load_corpus(trained.data)
+    corpus = load_corpus(trained.data)
     captions = [text for example in corpus.splits["train"] for text in example.captions]
-    expected = loader.Vocabulary.build(captions)
+    expected = Vocabulary.build(captions, freq_threshold=5)
     found = checkpoint.load(trained.checkpoints / "best.pt", CPU).vocabulary
     assert found.words == expected.words
     assert found.counts == expected.counts
@@ -58,7 +108,7 @@ def test_tensorboard_has_what_the_house_promises(trained):
     for name in ("loss/train", "loss/val", "score/CIDEr", "score/BLEU-4", "learning_rate",
                  "words_per_second", "gradient_norm", "captions/distinct"):  # fmt: skip
         assert name in tags["scalars"]
-    n_val = len(loader.load_corpus(trained.data).splits["val"])
+    n_val = len(load_corpus(trained.data).splits["val"])
     assert tags["images"] == [f"captions/{n}" for n in range(1, n_val + 1)]
     assert any("model card" in tag for tag in tags["tensors"])
     assert any("settings" in tag for tag in tags["tensors"])
@@ -94,34 +144,35 @@ def test_a_second_run_keeps_the_first(trained, tmp_path, capsys):
 
 def test_resume_equals_the_unbroken_run(trained, tmp_path, monkeypatch):
     """Interrupted in the middle of an epoch, gone on with: the same weights, word for word."""
-    n_steps = 0
-    step = train.Run.train_step
-
-    def interrupted(self, *args):
-        nonlocal n_steps
-        n_steps += 1
-        if n_steps == 4:
-            raise KeyboardInterrupt
-        return step(self, *args)
-
-    monkeypatch.setattr(train.Run, "train_step", interrupted)
+    stop(monkeypatch, stage="xe", after=3)
     flags = trained.flags(tmp_path)
     assert train.main(flags) == 130
     monkeypatch.undo()
     stopped = checkpoint.load(tmp_path / "checkpoints" / "last.pt", CPU)
-    assert stopped.training["place"]["step"] == 3
+    assert stopped.training["state"]["step"] == 3
+    assert set(stopped.training) == {"optimizer", "state", "corpus"}  # of random numbers nothing
+    torch.rand(3)  # what was drawn before does not matter
     assert train.main(["--resume", "--checkpoints", str(tmp_path / "checkpoints")]) == 0
-    resumed = checkpoint.load(tmp_path / "checkpoints" / "last.pt", CPU).model.state_dict()
-    unbroken = checkpoint.load(trained.checkpoints / "last.pt", CPU).model.state_dict()
-    for name, value in unbroken.items():
-        torch.testing.assert_close(resumed[name], value, msg=name)
+    assert_equal(weights_in(tmp_path / "checkpoints"), weights_in(trained.checkpoints))
+
+
+def test_a_kill_loses_no_more_than_what_came_after_the_last_save(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
+    stop(monkeypatch, stage="xe", after=2, error=Killed)
+    with pytest.raises(Killed):
+        train.main(trained.flags(tmp_path))
+    monkeypatch.undo()
+    stopped = checkpoint.load(tmp_path / "checkpoints" / "last.pt", CPU)
+    assert stopped.training["state"]["batch"] == 2
+    assert train.main(["--resume", "--checkpoints", str(tmp_path / "checkpoints")]) == 0
+    assert_equal(weights_in(tmp_path / "checkpoints"), weights_in(trained.checkpoints))
 
 
 def test_resume_refuses_another_model_but_takes_more_epochs(trained, tmp_path, capsys):
     shutil.copytree(trained.checkpoints, tmp_path / "checkpoints")
     where = ["--resume", "--checkpoints", str(tmp_path / "checkpoints")]
     assert train.main([*where, "--hidden-size", "99"]) == 2
-    assert "--hidden-size is 32" in capsys.readouterr().err
+    assert "--hidden-size is 32 in the run to resume, not 99" in capsys.readouterr().err
     assert train.main([*where, "--epochs", "3"]) == 0
     assert checkpoint.load(tmp_path / "checkpoints" / "last.pt", CPU).epoch == 3
 
@@ -187,7 +238,7 @@ def test_sigterm_saves_and_says_143(trained, tmp_path):
 
 def test_an_unreadable_picture_is_left_out_and_named(trained, tmp_path, capsys):
     data = shutil.copytree(trained.data, tmp_path / "data")
-    names = [example.path.name for example in loader.load_corpus(data).splits["train"]]
+    names = [example.path.name for example in load_corpus(data).splits["train"]]
     pictures = data / "flickr30k_images"
     (pictures / names[0]).write_bytes((pictures / names[0]).read_bytes()[:200])
     (pictures / names[1]).unlink()
@@ -310,11 +361,11 @@ def test_a_stop_after_the_weights_are_broken_keeps_the_last_good_ones(
     shutil.copytree(trained.checkpoints, tmp_path / "checkpoints")
     good = (tmp_path / "checkpoints/last.pt").read_bytes()
 
-    def broken(self, *_):
-        self.model.words.bias.data.fill_(torch.nan)
+    def broken(model, *_, **__):
+        model.output.bias.data.fill_(torch.nan)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.Run, "train_step", broken)
+    monkeypatch.setattr(learning, "cross_entropy", broken)
     where = ["--resume", "--checkpoints", str(tmp_path / "checkpoints")]
     assert train.main([*where, "--epochs", "3"]) == 2
     assert (tmp_path / "checkpoints/last.pt").read_bytes() == good
@@ -349,22 +400,54 @@ def staged(trained, tmp_path, **changed):
     return trained.flags(tmp_path, **{**stages, **changed})
 
 
-def test_all_stages_train_what_they_should(trained, tmp_path, capsys, monkeypatch):
-    scores = iter([1.0, 2.0, 3.0])  # each stage starts from the best: let that be the last
-    validate = train.Run.validate
+def give_scores(monkeypatch, ciders):
+    """In place of what the captions of each validation score."""
+    scores, score = iter(ciders), metrics.score
+    monkeypatch.setattr(metrics, "score", lambda *args: {**score(*args), "CIDEr": next(scores)})
 
-    def rising(self):
-        found, captions = validate(self)
-        return {**found, "CIDEr": next(scores)}, captions
 
-    monkeypatch.setattr(train.Run, "validate", rising)
-    assert train.main(staged(trained, tmp_path)) == 0
-    err = capsys.readouterr().err
-    for line in ("words 1/1  loss", "eyes 1/1  loss", "taste 1/1  reward"):
-        assert line in err
-    last = checkpoint.load(tmp_path / "checkpoints" / "last.pt", CPU)
+@dataclass(frozen=True)
+class Staged:
+    """A run through all three stages."""
+
+    folder: Path
+    stderr: str
+    saves: list[str]  # names of the files in the order in which they were written
+    weights: dict[str, torch.Tensor]  # at the end
+
+    def as_after(self, n_saves, folder):
+        """Its checkpoints as they were when so many files had been written."""
+        shutil.copytree(self.folder / f"after {n_saves}", folder)
+        return ["--resume", "--checkpoints", str(folder)]
+
+
+@pytest.fixture(scope="module")
+def through_all_stages(trained, tmp_path_factory):
+    """Each stage starts from the best: here that is the last."""
+    folder, saves, stderr = tmp_path_factory.mktemp("staged"), [], io.StringIO()
+    save = checkpoint.save
+
+    def save_and_copy(path, content):
+        save(path, content)
+        saves.append(path.name)
+        # Links will do: a checkpoint is never written into, but replaced.
+        ignored = shutil.ignore_patterns("*.lock")
+        copy = folder / f"after {len(saves)}"
+        shutil.copytree(path.parent, copy, ignore=ignored, copy_function=os.link)
+
+    with pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stderr(stderr):
+        give_scores(monkeypatch, [1.0, 2.0, 3.0])
+        monkeypatch.setattr(checkpoint, "save", save_and_copy)
+        assert train.main(staged(trained, folder)) == 0
+    return Staged(folder, stderr.getvalue(), saves, weights_in(folder / "checkpoints"))
+
+
+def test_all_stages_train_what_they_should(through_all_stages):
+    for line in ("xe 1/1  loss", "finetune 1/1  loss", "scst 1/1  reward"):
+        assert line in through_all_stages.stderr
+    last = checkpoint.load(through_all_stages.folder / "checkpoints" / "last.pt", CPU)
     assert last.epoch == 3
-    before = torch.load(tmp_path / "weights.pth", weights_only=True)
+    before = torch.load(through_all_stages.folder / "weights.pth", weights_only=True)
     after = last.model.encoder.state_dict()
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert {name.split(".")[0] for name in changed} == {"layer3", "layer4"}
@@ -373,63 +456,86 @@ def test_all_stages_train_what_they_should(trained, tmp_path, capsys, monkeypatc
 
 def test_what_no_longer_trains_leaves_no_gradients(trained, tmp_path, monkeypatch):
     """Those of the last step in stage 2 counted in stage 3's norm, by which it is clipped."""
-    enter_epoch, left = train.Run.train_epoch, {}
+    make_optimizer, left = learning.make_optimizer, []
 
-    def looked_at(self):
-        encoder = self.model.encoder.parameters()
-        left[self.stage.name] = sum(weight.grad is not None for weight in encoder)
-        enter_epoch(self)
+    def noted(model, **rates):
+        left.append(sum(weight.grad is not None for weight in model.parameters()))
+        return make_optimizer(model, **rates)
 
-    monkeypatch.setattr(train.Run, "train_epoch", looked_at)
+    monkeypatch.setattr(learning, "make_optimizer", noted)
     assert train.main(staged(trained, tmp_path)) == 0
-    assert left == {"words": 0, "eyes": 0, "taste": 0}
+    assert left == [0, 0, 0]
 
 
-@pytest.mark.parametrize("stage", ["eyes", "taste"])
-def test_resume_within_a_later_stage_equals_the_unbroken_run(trained, tmp_path, monkeypatch, stage):
-    assert train.main(staged(trained, tmp_path)) == 0
-    unbroken = checkpoint.load(tmp_path / "checkpoints" / "last.pt", CPU).model.state_dict()
-    n_steps = 0
-    step = train.Run.train_step
-
-    def interrupted(self, *args):
-        nonlocal n_steps
-        n_steps += self.stage.name == stage
-        if n_steps == 3:
-            raise KeyboardInterrupt
-        return step(self, *args)
-
-    monkeypatch.setattr(train.Run, "train_step", interrupted)
-    again = {"checkpoints": tmp_path / "again", "run_name": "again"}
-    assert train.main(staged(trained, tmp_path, **again)) == 130
+@pytest.mark.parametrize(("stage", "scores_left"), [("finetune", [2.0, 3.0]), ("scst", [3.0])])
+def test_resume_within_a_later_stage_equals_the_unbroken_run(
+    trained, tmp_path, monkeypatch, through_all_stages, stage, scores_left
+):
+    give_scores(monkeypatch, [1.0, 2.0])
+    stop(monkeypatch, stage=stage, after=2)
+    weights = through_all_stages.folder / "weights.pth"
+    assert train.main(staged(trained, tmp_path, encoder_weights=weights)) == 130
     monkeypatch.undo()
-    assert train.main(["--resume", "--checkpoints", str(tmp_path / "again")]) == 0
-    resumed = checkpoint.load(tmp_path / "again" / "last.pt", CPU).model.state_dict()
-    for name, value in unbroken.items():
-        torch.testing.assert_close(resumed[name], value, msg=name)
+    stopped = checkpoint.load(tmp_path / "checkpoints" / "last.pt", CPU).training["state"]
+    assert (stopped["stage"], stopped["batch"]) == (stage, 2)
+    give_scores(monkeypatch, scores_left)
+    assert train.main(["--resume", "--checkpoints", str(tmp_path / "checkpoints")]) == 0
+    assert_equal(weights_in(tmp_path / "checkpoints"), through_all_stages.weights)
+
+
+def test_files_are_written_when_an_epoch_ends_and_when_a_later_stage_begins(through_all_stages):
+    epoch, begin = ["best.pt", "last.pt"], ["last.pt"]
+    assert through_all_stages.saves == [*epoch, *begin, *epoch, *begin, *epoch]
+
+
+@pytest.mark.parametrize(
+    ("n_saves", "stage", "scores_left"),
+    [
+        (3, "finetune", [2.0, 3.0]),  # just begun
+        (4, "finetune", [2.0, 3.0]),  # the first epoch's best.pt is there, its last.pt not yet
+        (6, "scst", [3.0]),
+        (7, "scst", [3.0]),
+    ],
+)
+def test_a_kill_on_entering_a_stage_resumes_in_that_stage(
+    through_all_stages, tmp_path, monkeypatch, n_saves, stage, scores_left
+):
+    """After best.pt of the stage's first epoch, it once began again from these weights."""
+    resume = through_all_stages.as_after(n_saves, tmp_path / "killed")
+    last = checkpoint.load(tmp_path / "killed" / "last.pt", CPU)
+    best = checkpoint.load(tmp_path / "killed" / "best.pt", CPU)
+    assert last.training["state"]["stage"] == stage
+    assert best.epoch == last.epoch + (n_saves in (4, 7))
+    give_scores(monkeypatch, scores_left)
+    assert train.main(resume) == 0
+    assert_equal(weights_in(tmp_path / "killed"), through_all_stages.weights)
 
 
 def test_a_finished_run_goes_on_with_another_stage(trained, tmp_path, capsys):
     assert train.main(staged(trained, tmp_path, finetune_epochs=0, scst_epochs=0)) == 0
     where = ["--resume", "--checkpoints", str(tmp_path / "checkpoints")]
     assert train.main([*where, "--scst-epochs", "1"]) == 0
-    assert "taste 1/1  reward" in capsys.readouterr().err
+    assert "scst 1/1  reward" in capsys.readouterr().err
     assert checkpoint.load(tmp_path / "checkpoints" / "last.pt", CPU).epoch == 2
 
 
-def test_an_epochs_clock_does_not_run_while_pictures_are_looked_at(
+def test_an_epochs_clock_does_not_run_while_pictures_are_encoded(
     trained, tmp_path, monkeypatch, capsys
 ):
-    """The first epoch once told a third of its words a second: it had looked at every photo."""
-    monotonic, prepare_examples, later = train.time.monotonic, features.prepare_examples, 0.0
+    """The first epoch once logged a third of its words a second: it had encoded every photo."""
+    clock, later = time.perf_counter, 0.0
 
-    def slow(*args, **options):
-        nonlocal later
-        later += 5000
-        return prepare_examples(*args, **options)
+    def slow(load):
+        def loading(*args, **options):
+            nonlocal later
+            later += 5000
+            return load(*args, **options)
 
-    monkeypatch.setattr(features, "prepare_examples", slow)
-    monkeypatch.setattr(train.time, "monotonic", lambda: monotonic() + later)
+        return loading
+
+    for name in ("load_features", "load_pixels"):
+        monkeypatch.setattr(run, name, slow(getattr(run, name)))
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + later)
     assert train.main(staged(trained, tmp_path)) == 0
     seconds = re.findall(r"words/s +(\d+) s", capsys.readouterr().err)
     assert len(seconds) == 3
@@ -440,33 +546,31 @@ def test_resume_changes_only_stages_that_have_not_begun(trained, tmp_path, capsy
     """Another number of stages in mid-stage once met an optimizer of other weights: a traceback."""
     assert train.main(staged(trained, tmp_path, scst_epochs=0)) == 0
     where = ["--resume", "--checkpoints", str(tmp_path / "checkpoints")]
-    refused = {"--finetune-stages": "1", "--crop": "0.9", "--init": "other.pt"}
-    for flag, value in refused.items():
+    refused = {
+        "--finetune-layers": ("1", "comes too late, finetune has begun"),
+        "--crop": ("0.9", "comes too late"),
+        "--init": ("other.pt", "is left out in the run to resume"),
+        "--epochs": ("9", "comes too late"),
+    }
+    for flag, (value, message) in refused.items():
         assert train.main([*where, "--finetune-epochs", "2", flag, value]) == 2
-        assert f"{flag} is " in capsys.readouterr().err
+        assert f"{flag} {message}" in capsys.readouterr().err
     assert train.main([*where, "--scst-epochs", "1", "--scst-samples", "3"]) == 0
     assert train.main([*where, "--scst-epochs", "0"]) == 2
-    assert "no epochs are left to train from taste on" in capsys.readouterr().err
+    assert "no epochs are left to train from scst on" in capsys.readouterr().err
     assert train.main([*where, "--finetune-epochs", "6"]) == 2  # once nothing happened, and 0
-    assert "--finetune-epochs comes too late" in capsys.readouterr().err
+    assert "--finetune-epochs comes too late, scst has begun" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("patience", "n_epochs"), [(5, 2), (1, 1)])
-def test_taste_ends_when_validation_falls(
+def test_scst_ends_when_validation_falls(
     trained, tmp_path, monkeypatch, capsys, patience, n_epochs
 ):
     """The training reward goes on rising while captions get worse: the best ones are kept."""
-    scores = iter([50.0, 40.0, 30.0, 20.0])
-    validate = train.Run.validate
-
-    def falling(self):
-        found, captions = validate(self)
-        return {**found, "CIDEr": next(scores)}, captions
-
-    monkeypatch.setattr(train.Run, "validate", falling)
+    give_scores(monkeypatch, [50.0, 40.0, 30.0, 20.0])
     flags = staged(trained, tmp_path, finetune_epochs=0, scst_epochs=9, patience=patience)
     assert train.main(flags) == 0
-    wanted = f"taste ended early: no better CIDEr in {n_epochs} epochs"
+    wanted = f"scst ended early: no better CIDEr in {n_epochs} epochs"
     assert wanted in capsys.readouterr().err
     assert scores_of(tmp_path / "checkpoints" / "best.pt")["CIDEr"] == 50.0
 
@@ -491,7 +595,7 @@ def test_init_keeps_the_words_it_knows_and_learns_new_ones(trained, tmp_path, ca
     assert found.vocabulary.words[: len(old)] == old.words
     assert {"splendid", "zebra"} <= set(found.vocabulary.words[len(old) :])
     assert found.model.options["hidden_size"] == 32
-    assert "words 0/3" in capsys.readouterr().err  # what every later epoch has to surpass
+    assert "xe 0/3" in capsys.readouterr().err  # what every later epoch has to surpass
 
 
 @pytest.mark.parametrize(
@@ -506,3 +610,96 @@ def test_init_from_another_kind_of_model(trained, tmp_path, capsys, changed, mes
     flags = trained.flags(tmp_path, init=trained.checkpoints / "best.pt", **changed)
     assert train.main(flags) == 2
     assert message in capsys.readouterr().err
+
+
+def test_more_epochs_of_the_stage_under_way_make_its_schedule_anew(trained, tmp_path, capsys):
+    """The learning rate jumps, so it is said."""
+    shutil.copytree(trained.checkpoints, tmp_path / "checkpoints")
+    where = ["--resume", "--checkpoints", str(tmp_path / "checkpoints")]
+    assert train.main(where) == 0
+    assert "schedule" not in capsys.readouterr().err
+    assert train.main([*where, "--epochs", "3"]) == 0
+    assert "schedule    made anew for 18 steps instead of 12" in capsys.readouterr().err
+
+
+def test_the_model_card_is_kept_beside_the_models(trained, tmp_path):
+    shutil.copytree(trained.checkpoints, tmp_path / "checkpoints")
+    card = (tmp_path / "checkpoints" / "model_card.md").read_text(encoding="utf-8")
+    assert train.main(trained.flags(tmp_path, epochs=1)) == 0
+    began = checkpoint.load(trained.checkpoints / "best.pt").started_at
+    kept = tmp_path / "checkpoints" / began / "model_card.md"
+    assert kept.read_text(encoding="utf-8") == card
+
+
+def test_on_the_cpu_cuda_is_left_alone(trained, tmp_path, monkeypatch):
+    """To start it costs seconds, and 300 MB of the GPU's memory."""
+    torch_asks = torch.cuda.is_available
+
+    def is_available():
+        caller = Path(sys._getframe(1).f_code.co_filename)
+        assert caller.parent != ROOT, f"{caller.name} asked"  # torch's optimizers ask too
+        return torch_asks()
+
+    def begun(*_):
+        raise AssertionError("CUDA was initialised")
+
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", begun)
+    assert train.main(trained.flags(tmp_path, epochs=1)) == 0
+    model = ["--checkpoint", str(tmp_path / "checkpoints" / "best.pt"), "--device", "cpu"]
+    assert evaluate.main([*model, "--cache", str(tmp_path / "cache")]) == 0
+    picture = next((trained.data / "flickr30k_images").iterdir())
+    assert predict.main([str(picture), *model]) == 0
+    assert not torch.cuda.is_initialized()
+
+
+def test_a_finished_run_can_be_resumed_and_says_the_same(trained, tmp_path, capsys):
+    shutil.copytree(trained.checkpoints, tmp_path / "checkpoints")
+    assert train.main(["--resume", "--checkpoints", str(tmp_path / "checkpoints")]) == 0
+    assert trained.stdout.split("scores")[1].splitlines()[0] in capsys.readouterr().out
+
+
+def test_a_run_stopped_while_it_validates_resumes_with_the_validation(
+    trained, tmp_path, monkeypatch
+):
+    score, n_calls = metrics.score, 0
+
+    def stopped(*args):
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == 2:
+            raise KeyboardInterrupt
+        return score(*args)
+
+    monkeypatch.setattr(metrics, "score", stopped)
+    assert train.main(trained.flags(tmp_path)) == 130
+    monkeypatch.undo()
+    stopped_at = checkpoint.load(tmp_path / "checkpoints" / "last.pt").training["state"]
+    assert stopped_at["epoch"] == 1
+    assert stopped_at["batch"] > 0
+    assert train.main(["--resume", "--checkpoints", str(tmp_path / "checkpoints")]) == 0
+    resumed = checkpoint.load(tmp_path / "checkpoints" / "last.pt")
+    unbroken = checkpoint.load(trained.checkpoints / "last.pt")
+    assert resumed.scores == unbroken.scores
+    for name, value in unbroken.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("stage", ["finetune", "scst"])
+def test_a_model_to_start_from_can_go_straight_to_a_later_stage(trained, tmp_path, capsys, stage):
+    """It started from the best.pt of an earlier run in the folder, or failed if there was none."""
+    shutil.copytree(trained.checkpoints, tmp_path / "checkpoints")
+    (tmp_path / "checkpoints" / "best.pt").write_bytes(b"another model's")
+    init = {"init": trained.checkpoints / "best.pt", "epochs": 0, f"{stage}_epochs": 1}
+    assert train.main(trained.flags(tmp_path, **init)) == 0
+    err = capsys.readouterr().err
+    assert f"{stage} 0/1  val" in err  # what the stage has to surpass
+    assert f"{stage} 1/1  " in err
+
+
+def test_a_resumed_run_may_leave_the_stage_under_way_for_the_next(trained, tmp_path, capsys):
+    """The optimizer of the stage left was loaded into that of the next: a traceback."""
+    shutil.copytree(trained.checkpoints, tmp_path / "checkpoints")
+    where = ["--resume", "--checkpoints", str(tmp_path / "checkpoints")]
+    assert train.main([*where, "--epochs", "0", "--finetune-epochs", "1"]) == 0
+    assert "finetune 1/1  loss" in capsys.readouterr().err

@@ -1,0 +1,180 @@
+"""A training run: its model, its data, and its checkpoints, which it can be resumed from."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.optim import AdamW
+
+import checkpoint
+import logs
+import search
+from checkpoint import Checkpoint
+from cli import UserError
+from corpus import Corpus
+from features import load_features, load_pixels
+from learning import TrainState
+from loader import Flickr30k, Vocabulary
+from model import ImageCaptioningModel
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same from a run's first step to its last.
+
+    Attributes:
+        settings: by name, as plain values.
+        model: trained in place.
+        vocabulary: the words of the model's ids.
+        corpus: what it is trained and validated on.
+        started_at: when it began, in ``checkpoint.TIME_FORMAT``.
+        log: its TensorBoard folder.
+    """
+
+    settings: Mapping[str, Any]
+    model: ImageCaptioningModel
+    vocabulary: Vocabulary
+    corpus: Corpus
+    started_at: str
+    log: logs.RunLog
+
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoints are."""
+        return Path(self.settings["checkpoints"])
+
+    def load_split(self, split: str, *, as_pixels: bool) -> Flickr30k:
+        """A split with its pixels or its features; pictures that cannot be read are left out."""
+        examples, device = self.corpus.splits[split], self.model.device
+        size, cache = self.settings["image_size"], Path(self.settings["cache"])
+        if as_pixels:
+            kept, pixels = load_pixels(examples, image_size=size, cache=cache)
+            return Flickr30k(kept, self.vocabulary, device, pixels=pixels)
+        kept, features = load_features(examples, self.model, image_size=size, cache=cache)
+        return Flickr30k(kept, self.vocabulary, device, features=features)
+
+    def caption(self, features: Tensor) -> list[str]:
+        """Caption images as `predict.py` would: (N, F) → N captions."""
+        chosen = checkpoint.search_settings(self.settings, self.vocabulary)
+        found = search.caption([self.model], [features], chosen)
+        return [self.vocabulary.decode(hypotheses[0].tokens) for hypotheses in found]
+
+    def save_best(self, state: TrainState) -> None:
+        """Write the model as it is now to ``best.pt``."""
+        self._save("best.pt", state, {})
+
+    def save_last(self, state: TrainState, optimizer: AdamW) -> None:
+        """Write all that it takes to resume to ``last.pt``, unless the weights are broken."""
+        self.check_weights(state, optimizer)
+        training = {
+            "optimizer": optimizer.state_dict(),
+            "state": state.plain(),
+            "corpus": self.corpus.fingerprint,
+        }
+        self._save("last.pt", state, training)
+
+    def _save(self, name: str, state: TrainState, training: dict[str, Any]) -> None:
+        content = Checkpoint(
+            self.model,
+            self.vocabulary,
+            settings=dict(self.settings),
+            epoch=state.total_epochs,
+            scores=state.best_scores,
+            started_at=self.started_at,
+            training=training,
+        )
+        checkpoint.save(self.folder / name, content)
+
+    def load_best(self) -> Checkpoint:
+        """Read ``best.pt`` and take over its weights."""
+        best = checkpoint.load(self.folder / "best.pt", self.model.device)
+        self.model.load_state_dict(best.model.state_dict())
+        return best
+
+    def log_results(self, state: TrainState) -> None:
+        """Fill TensorBoard's projector and its table of runs with the best model."""
+        best = self.load_best()
+        val_set = self.load_split("val", as_pixels=False)
+        examples = val_set.examples[: logs.PROJECTED_IMAGES]
+        assert val_set.features is not None
+        features = val_set.features[: len(examples)]
+        captions = self.caption(features)
+        self.log.embeddings(
+            self.vocabulary, self.model, features, captions, examples, step=state.step
+        )
+        self.log.results(checkpoint.model_card(best), state.best_scores)
+
+    def check_finite(self, loss: float, state: TrainState, optimizer: AdamW) -> None:
+        """Stop a run that has diverged, before its weights are kept.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
+        if not math.isfinite(loss):
+            good = f" The last good checkpoints are in {self.folder}."
+            raise UserError(
+                f"the loss is {loss} at step {state.step + 1:,}, learning rate "
+                f"{optimizer.param_groups[0]['lr']:.2g}: try a smaller one."
+                f"{good if state.total_epochs else ''}"
+            )
+
+    def check_weights(self, state: TrainState, optimizer: AdamW) -> None:
+        """As ``check_finite``, for what has happened since the last loss that was checked."""
+        if not self.model.is_finite():
+            self.check_finite(math.nan, state, optimizer)
+
+    @contextmanager
+    def saved_if_stopped(self, state: TrainState, optimizer: AdamW) -> Iterator[None]:
+        """On Ctrl-C or SIGTERM write ``last.pt`` and say how to resume."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            self.save_last(state, optimizer)
+            log.info(
+                f"stopped in epoch {state.epoch + 1} of {state.stage}, nothing is lost: resume "
+                f"with\n    {logs.resume_command(self.settings)}"
+            )
+            raise
+
+
+def make_vocabulary(
+    settings: Mapping[str, Any], corpus: Corpus, init: Checkpoint | None
+) -> Vocabulary:
+    """Count the words of the training captions, and of no others; ``init``'s words come first."""
+    captions = [text for example in corpus.splits["train"] for text in example.captions]
+    threshold = settings["freq_threshold"]
+    if init:
+        return init.vocabulary.extended(captions, freq_threshold=threshold)
+    return Vocabulary.build(captions, freq_threshold=threshold, language=settings["language"])
+
+
+def make_model(
+    settings: Mapping[str, Any], vocabulary: Vocabulary, init: Checkpoint | None
+) -> ImageCaptioningModel:
+    """Make a model with ``init``'s weights, or with pretrained or random ones of its encoder.
+
+    Raises:
+        UserError: no such weights.
+    """
+    model = ImageCaptioningModel(
+        len(vocabulary),
+        encoder=settings["encoder"],
+        embedding_size=settings["embedding_size"],
+        hidden_size=settings["hidden_size"],
+        num_layers=settings["num_layers"],
+        dropout=settings["dropout"],
+    )
+    if init:
+        model.copy_weights(init.model)
+    else:
+        checkpoint.load_encoder(model, settings["encoder_weights"])
+    return model
