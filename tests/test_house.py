@@ -11,24 +11,36 @@ import pytest
 ROOT = Path(__file__).parents[1]
 IMPORTS = {  # file → the files of ours it may import
     "cli": set(),
-    "loader": set(),
-    "model": {"resnet"},
-    "resnet": set(),
     "metrics": set(),
-    "demo": set(),
-    "checkpoint": {"loader", "model"},
-    "features": {"loader", "model"},
-    "learning": {"cli", "model"},
-    "selfcritical": {"model", "metrics"},
-    "logs": {"loader"},
-    "report": {"loader"},
-    "predict": {"cli", "loader", "model", "checkpoint"},
-    "evaluate": {"cli", "loader", "model", "features", "checkpoint", "metrics", "report"},
+    "resnet": set(),
+    "captions": {"cli"},
+    "files": {"cli"},
+    "pictures": {"cli"},
+    "demo": {"cli"},
+    "model": {"resnet"},
+    "corpus": {"captions", "cli"},
+    "search": {"model", "cli"},
+    "loader": {"model", "corpus", "cli"},
+    "features": {"pictures", "corpus", "loader", "model", "cli", "files"},
+    "learning": {"loader", "model", "resnet"},
+    "selfcritical": {"learning", "loader", "search", "model", "metrics"},
+    "checkpoint": {"loader", "search", "model", "resnet", "cli", "files"},
+    "report": {"pictures", "cli", "files"},
+    "logs": {"learning", "loader", "corpus", "model", "metrics", "pictures"},
+    "run": {
+        *("logs", "checkpoint", "features", "learning", "loader", "search", "model", "corpus"),
+        "cli",
+    },
+    "predict": {"checkpoint", "search", "pictures", "cli", "files"},
+    "evaluate": {
+        *("checkpoint", "features", "search", "report", "metrics", "corpus", "cli"),
+    },
     "train": {
-        *("cli", "loader", "model", "features", "checkpoint", "metrics", "logs", "demo"),
-        *("learning", "selfcritical"),
+        *("run", "logs", "checkpoint", "features", "learning", "selfcritical", "loader", "demo"),
+        *("metrics", "pictures", "resnet", "corpus", "cli", "files"),
     },
 }
+DOORS = ("predict", "evaluate", "train")
 
 
 def imported(path):
@@ -47,6 +59,33 @@ def test_every_module_has_its_place():
 def test_imports_point_one_way(name):
     ours = set(imported(ROOT / f"{name}.py")) & set(IMPORTS)
     assert ours <= IMPORTS[name]
+
+
+@pytest.mark.parametrize("name", IMPORTS)
+def test_no_one_imports_a_door(name):
+    assert set(imported(ROOT / f"{name}.py")).isdisjoint(DOORS)
+
+
+def test_it_can_be_read_in_an_evening():
+    n_lines = {
+        name: len((ROOT / f"{name}.py").read_text(encoding="utf-8").splitlines())
+        for name in IMPORTS
+    }
+    assert sum(n_lines[name] for name in ("model", "loader", "train", "predict")) < 1400
+    assert {name for name, n in n_lines.items() if n > 480} == {"demo"}
+
+
+DIALECT = (
+    r"taste|eyes|habits|hanging|seen_as|standardise\b|image_of\b|image_at\b|not_last|SteadyDropout|"
+    r"scst_words|no_repeat\b|speak as one|averaging"
+)
+
+
+@pytest.mark.parametrize("name", IMPORTS)
+def test_the_fields_words_are_used(name):
+    """A reader who knows captioning should meet no word here that he has to learn."""
+    text = (ROOT / f"{name}.py").read_text(encoding="utf-8")
+    assert re.findall(DIALECT, text) == []
 
 
 def commands(readme):
@@ -68,11 +107,20 @@ def test_commands_of_the_readme_parse(readme):
         cli.parse(importlib.import_module(name).Settings, flags)
 
 
+def anchor(heading):
+    """As GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
 @pytest.mark.parametrize("readme", ["README.md", "README.fr.md"])
 def test_files_that_the_readme_names_are_there(readme):
     text = (ROOT / readme).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!http|#)(.+?)\)", text):
-        assert (ROOT / target).exists(), target
+    for target in re.findall(r"\]\((?!http)(.+?)\)", text):
+        name, _, heading = target.partition("#")
+        assert (ROOT / (name or readme)).exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.+)", (ROOT / (name or readme)).read_text("utf-8"), re.M)
+            assert heading in map(anchor, headings), target
     for name in IMPORTS:
         assert f"{name}.py" in text, f"{name}.py is missing from the tree"
 
