@@ -8,8 +8,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from bench import N_WORDS, Row, arguments, in_turn, tell
+from bench import main as run_benchmark
 
-from model import ImageCaptioningModel, Search, caption
+from model import ImageCaptioningModel
+from search import Search, caption
 
 N_IMAGES, ALONE = 256, 64
 
@@ -18,12 +20,13 @@ def main() -> None:
     args = arguments(__doc__, "rounds").parse_args()
     torch.manual_seed(0)
     model = ImageCaptioningModel(N_WORDS, encoder="resnet18").eval()
-    images = torch.rand(N_IMAGES, model.feature_size)
-    search = Search(beam_size=3, max_words=12)  # random weights say no <end>: all are as long
+    features = torch.rand(N_IMAGES, model.feature_size)
+    # Random weights give no <end>: all captions are as long.
+    search = Search(beam_size=3, max_words=12, no_repeat_ngram_size=0)
     times = in_turn(
         {
-            "at once": lambda: caption([model], [images], search, batch_size=N_IMAGES),
-            "one by one": lambda: caption([model], [images[:ALONE]], search, batch_size=1),
+            "at once": lambda: caption([model], [features], search, batch_size=N_IMAGES),
+            "one by one": lambda: caption([model], [features[:ALONE]], search, batch_size=1),
         },
         args.rounds,
     )
@@ -34,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

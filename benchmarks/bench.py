@@ -1,4 +1,4 @@
-"""What the benchmarks share: made-up data, timing in turn, a table of ratios with their targets."""
+"""What the benchmarks share: made-up data, steps of training, timing in turn, a table of ratios."""
 
 from __future__ import annotations
 
@@ -22,21 +22,17 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import checkpoint  # noqa: E402
+import cli  # noqa: E402
 import demo  # noqa: E402
+import learning  # noqa: E402
 import train  # noqa: E402
+from captions import Captions, read_captions  # noqa: E402
 from checkpoint import Checkpoint  # noqa: E402
-from loader import (  # noqa: E402
-    SPECIAL_TOKENS,
-    Captions,
-    Corpus,
-    Example,
-    Flickr30k,
-    Vocabulary,
-    load_corpus,
-    read_captions,
-)
-from logs import RunLog  # noqa: E402
-from model import ImageCaptioningModel, half_precision  # noqa: E402
+from corpus import Corpus, Example, load_corpus  # noqa: E402
+from loader import SPECIAL_TOKENS, Flickr30k, Vocabulary, batches, plan_batches  # noqa: E402
+from model import ImageCaptioningModel, has_half_precision  # noqa: E402
+from resnet import FoldedResNet  # noqa: E402
+from run import make_vocabulary  # noqa: E402
 
 Job = Callable[[], object]
 
@@ -52,7 +48,7 @@ class Row:
     question: str
     rounds: Sequence[float]
     unit: str  # "x", "%" or none
-    target: float | None  # None: only to be told
+    target: float | None  # None: only for information
     at_most: bool = False
     note: str = ""
 
@@ -122,16 +118,27 @@ def in_turn(jobs: dict[str, Job], rounds: int) -> dict[str, np.ndarray]:
     return {name: np.array(found[1:]) for name, found in times.items()}
 
 
+def main(job: Job) -> None:
+    """Run a benchmark; what a user can cause ends it in one line and exit status 2."""
+    try:
+        job()
+    except (cli.UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(cli.FAILED)
+
+
 def forward_pass(model: ImageCaptioningModel) -> Callable[[int], None]:
-    """The ResNet alone, in the precision it is used in: a job that looks at so many photos."""
-    pixels = torch.rand(BATCH, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+    """The ResNet alone, in the precision it is used in: a job that encodes so many photos."""
+    dtype = torch.bfloat16 if has_half_precision(DEVICE) else torch.float32
+    pixels = torch.rand(BATCH, 3, 224, 224).to(dtype, memory_format=torch.channels_last)
+    encoder = FoldedResNet(model.encoder, dtype)
 
-    def look(n_photos: int) -> None:
-        with torch.inference_mode(), half_precision(DEVICE):
+    def encode(n_photos: int) -> None:
+        with torch.inference_mode():
             for _ in range(n_photos // BATCH):
-                model.encoder(pixels)
+                encoder(pixels)
 
-    return look
+    return encode
 
 
 def corpus(data: Path | None, folder: Path, *, n_images: int, pictures: int = 0) -> Corpus:
@@ -190,48 +197,89 @@ def train_in(folder: Path, flags: Sequence[str]) -> Path:
     return folder / "checkpoints/best.pt"
 
 
-def run_on(
-    found: Corpus,
-    folder: Path,
-    *,
-    stage: int = 0,
-    vocabulary: Vocabulary | None = None,
-    **changed: object,
-) -> train.Run:
-    """A run with a random model, ready for the first step of a stage.
+class Training:
+    """The steps of `train.train_stage`, on made-up features, with a new model.
 
-    Args:
-        found: its captions are learned, with made-up image vectors.
-        folder: for logs.
-        stage: 0 is the first.
-        vocabulary: left out, counted in the captions.
-        changed: settings.
+    Attributes:
+        model: in train mode.
+        vocabulary: of the captions.
+        train_set: made-up features for the images of the corpus, with their captions.
+        plan: of the first epoch.
+        loss_function: of the stage.
     """
-    settings = train.Settings(
-        **{"checkpoints": folder, "runs": folder, "cache": folder, "device": "cpu", **changed}
-    )
-    vocabulary = vocabulary or train._vocabulary(settings, found, None)
-    model = ImageCaptioningModel(len(vocabulary), image_dropout=settings.image_dropout)
-    run = train.Run(settings, model, vocabulary, found, "benchmark")
-    examples = found.splits["train"]
-    images = list(torch.rand(len(examples), model.feature_size))
-    run.dataset = lambda *_, **__: Flickr30k(examples, vocabulary, images)
-    run.place.stage = stage
-    run.prepare()
-    run.log = RunLog(folder / "log")
-    return run
+
+    def __init__(
+        self,
+        found: Corpus,
+        *,
+        stage: str = "xe",
+        vocabulary: Vocabulary | None = None,
+        **changed: object,
+    ) -> None:
+        """Get ready for the first step of a stage.
+
+        Args:
+            found: its captions are learned.
+            stage: ``xe`` or ``scst``.
+            vocabulary: left out, counted in the captions.
+            changed: settings.
+        """
+        self.settings = settings = train.Settings(device="cpu", **changed)
+        stages = {stage.name: stage for stage in train.make_stages(settings)}
+        self.vocabulary = vocabulary or make_vocabulary(cli.plain(settings), found, None)
+        torch.manual_seed(0)
+        self.model = ImageCaptioningModel(len(self.vocabulary)).train()
+        examples = found.splits["train"]
+        features = torch.rand(len(examples), self.model.feature_size)
+        self.train_set = Flickr30k(examples, self.vocabulary, DEVICE, features=features)
+        self.stage = stages[stage]
+        self.loss_function = self.stage.make_loss(self.train_set)
+        self.optimizer = learning.make_optimizer(
+            self.model,
+            learning_rate=self.stage.learning_rate,
+            encoder_learning_rate=settings.encoder_learning_rate,
+            weight_decay=settings.weight_decay,
+        )
+        self.state = learning.TrainState(stage)
+        self.plan = self.make_plan()
+
+    def make_plan(self) -> list[list[int]]:
+        """The batches of an epoch."""
+        return plan_batches(
+            self.train_set,
+            batch_size=self.settings.batch_size,
+            seed=self.settings.seed * 1000,
+            whole_images=self.stage.whole_images,
+        )
+
+    def steps(self, plan: list[list[int]]) -> None:
+        """What `train.train_stage` does with each batch, in its order."""
+        self.model.train()
+        for batch in batches(self.train_set, plan):
+            with cli.finish_before_stopping():
+                learning.seed_step(DEVICE, self.settings.seed, self.state.step)
+                learning.set_learning_rate(self.optimizer, 1.0)
+                assert batch.features is not None
+                loss = self.loss_function(self.model, batch.features, batch)
+                loss.mean.item()
+                self.optimizer.zero_grad()
+                loss.mean.backward()
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+                self.optimizer.step()
+                self.state.finish_step(loss, batch.n_words)
+
+    def n_words(self, plan: list[list[int]]) -> int:
+        """How many words the batches of a plan have to learn, ``<end>`` one of them."""
+        return int(sum((self.train_set.lengths[captions] - 1).sum() for captions in plan))
 
 
 def save_model(path: Path, encoder: str, image_size: int) -> ImageCaptioningModel:
-    """A checkpoint with random weights: its sentences end at 12 words, as long as people's."""
+    """A checkpoint with random weights: its captions end at 12 words, as long as people's."""
     torch.manual_seed(0)
     model = ImageCaptioningModel(N_WORDS, encoder=encoder).eval()
     words = [*SPECIAL_TOKENS, *(f"w{n}" for n in range(N_WORDS - 4))]
     vocabulary = Vocabulary(words, [0] * N_WORDS, language="en")
-    settings = {
-        **{"image_size": image_size, "beam_size": 3, "max_words": 12},
-        **{"length_penalty": 1.0, "no_repeat": 3},
-    }
+    settings = cli.plain(train.Settings(encoder=encoder, image_size=image_size, max_words=12))
     made = Checkpoint(model, vocabulary, settings, epoch=0, scores={}, started_at="")
     checkpoint.save(path, made)
     return model

@@ -1,4 +1,4 @@
-"""Does the demo's model see? Colour and shape of the main thing in scenes it never met.
+"""Are colour and shape of the main thing right in scenes the demo's model never met?
 
     python train.py --demo
     python benchmarks/demo_accuracy.py
@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from bench import ROOT, Row, tell
+from bench import main as run_benchmark
 
 import demo
 
@@ -53,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -1,4 +1,4 @@
-"""Draw the README's picture: new scenes, each with what the demo's model says of it.
+"""Draw the README's picture: new scenes, each with the caption of the demo's model.
 
 python train.py --demo
 python benchmarks/draw_scenes.py
@@ -6,20 +6,18 @@ python benchmarks/draw_scenes.py
 
 import argparse
 import random
-import sys
 import textwrap
 from pathlib import Path
 
 import torch
+from bench import ROOT
+from bench import main as run_benchmark
 from PIL import Image, ImageDraw, ImageFont
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-import checkpoint  # noqa: E402
-import demo  # noqa: E402
-from loader import transform  # noqa: E402
-from model import caption  # noqa: E402
+import checkpoint
+import demo
+from pictures import transform
+from search import caption
 
 COLUMNS, ROWS, SIZE, BELOW = 4, 2, 240, 76
 
@@ -34,17 +32,17 @@ def main() -> None:
     rng = random.Random(args.seed)
     scenes = [demo.random_scene(rng) for _ in range(COLUMNS * ROWS)]
     trained = checkpoint.load(args.checkpoint, torch.device("cpu"))
-    seen = [
-        transform(demo.paint(scene, trained.image_size), trained.image_size) for scene in scenes
-    ]
-    found = caption([trained.model], [seen], trained.search({}))
+    size = trained.image_size
+    pixels = torch.stack([transform(demo.paint(scene, size), size) for scene in scenes])
+    features = trained.model.make_encoder()(pixels)
+    found = caption([trained.model], [features], trained.search())
 
     sheet = Image.new("RGB", (COLUMNS * SIZE, ROWS * (SIZE + BELOW)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
     for i, (scene, hypotheses) in enumerate(zip(scenes, found, strict=True)):
         x, y = i % COLUMNS * SIZE, i // COLUMNS * (SIZE + BELOW)
         sheet.paste(demo.paint(scene, SIZE), (x, y))
-        text = textwrap.fill(trained.vocabulary.text(hypotheses[0].tokens), 31)
+        text = textwrap.fill(trained.vocabulary.decode(hypotheses[0].tokens), 31)
         draw.multiline_text((x + 8, y + SIZE + 6), text, fill="black", font=font)
     args.output.parent.mkdir(exist_ok=True)
     sheet.save(args.output, optimize=True)
@@ -52,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from bench import BATCH, DEVICE, Row, arguments, corpus, forward_pass, in_turn, seconds, tell
+from bench import main as run_benchmark
 from torchvision import models
 
-import features
+from features import load_features
 from model import ImageCaptioningModel, has_half_precision
 
 SECONDS = 8.0  # of the forward pass alone
@@ -34,14 +35,13 @@ def main() -> None:
         forward(BATCH)
         n_photos = max(2, round(SECONDS / seconds(lambda: forward(2 * BATCH)) * 2)) * BATCH
         found = corpus(args.data, folder / "photos", n_images=n_photos, pictures=n_photos)
-        paths = [example.path for example in found.splits["train"]]
+        examples = found.splits["train"]
         n_done = 0
 
         def extract() -> None:
             nonlocal n_done
             n_done += 1
-            cache = folder / f"cache{n_done}"
-            features.prepare(paths, model, image_size=224, cache=cache, device=DEVICE)
+            load_features(examples, model, image_size=224, cache=folder / f"cache{n_done}")
 
         jobs = {
             "from files": extract,
@@ -50,15 +50,15 @@ def main() -> None:
         }
         times = in_turn(jobs, args.rounds)
     precision = "bfloat16" if has_half_precision(DEVICE) else "float32"
-    n_seen = {"from files": len(paths), "forward alone": n_photos, "plain": PLAIN}
-    rates = {name: n_seen[name] / found for name, found in times.items()}
+    n_photos_of = {"from files": len(examples), "forward alone": n_photos, "plain": PLAIN}
+    rates = {name: n_photos_of[name] / found for name, found in times.items()}
     shown = {name: f"{np.median(found):.1f}" for name, found in rates.items()}
     tell(
         [
             Row("image vectors from JPEG files, of the forward pass alone",
                 100 * rates["from files"] / rates["forward alone"], "%", 90,
                 note=f"{shown['from files']} photos/s of {shown['forward alone']}, "
-                f"{len(paths):,} photos"),
+                f"{len(examples):,} photos"),
             Row("the forward pass used, against the plain one", rates["forward alone"]
                 / rates["plain"], "x", None,
                 note=f"{precision}, channels_last, BatchNorm, sum and ReLU in the convolutions: "
@@ -69,4 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

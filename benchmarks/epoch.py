@@ -15,14 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench import Row, arguments, corpus, in_turn, run_on, tell
+from bench import Row, Training, arguments, corpus, in_turn, tell
+from bench import main as run_benchmark
 from PIL import Image
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from torchvision import models, transforms
 
-import features
-from loader import Corpus, Flickr30k, collate
+from corpus import Corpus
+from features import load_features
 
 N_IMAGES, N_CAPTIONS, BATCH = 6000, 30000, 100
 STEPS, PHOTOS = 10, 64  # of ours, in a part
@@ -47,9 +48,9 @@ class Tutorial(nn.Module):
         return self.linear(hidden)  # (T, B, V)
 
 
-def tutorial_step(found: Corpus, dataset: Flickr30k):
+def tutorial_step(found: Corpus, training: Training):
     """A function that takes one step of the tutorials' training."""
-    model = Tutorial(len(dataset.vocabulary)).train()
+    model = Tutorial(len(training.vocabulary)).train()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-4)
     loss_of = nn.CrossEntropyLoss(ignore_index=0)
     read = transforms.Compose(
@@ -61,11 +62,15 @@ def tutorial_step(found: Corpus, dataset: Flickr30k):
     )
     rng = random.Random(0)
     examples = found.splits["train"]
+    ids = [
+        [torch.tensor(training.vocabulary.encode(text)) for text in example.captions]
+        for example in examples
+    ]
 
     def step() -> None:
         chosen = [rng.randrange(len(examples)) for _ in range(BATCH)]
         photos = [read(Image.open(examples[i].path).convert("RGB")) for i in chosen]
-        captions = pad_sequence([rng.choice(dataset.captions[i]) for i in chosen])
+        captions = pad_sequence([rng.choice(ids[i]) for i in chosen])
         scores = model(torch.stack(photos), captions)
         loss = loss_of(scores.reshape(-1, scores.shape[2]), captions.reshape(-1))
         optimizer.zero_grad()
@@ -80,31 +85,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         found = corpus(args.data, folder / "photos", n_images=N_IMAGES, pictures=4 * PHOTOS)
-        run = run_on(found, folder)
-        plan = iter(run.plan(0) * 2)
-        paths = iter([example.path for example in found.splits["train"]] * 20)
-        run.model.train()
+        training = Training(found)
+        plan = iter(training.plan * 2)
+        examples = iter(found.splits["train"] * 20)
 
         def our_steps() -> None:
-            run.model.train()
-            for _ in range(STEPS):
-                run.train_step(collate(run.train_set, next(plan)), run.place.sums)
+            training.steps([next(plan) for _ in range(STEPS)])
 
         n_done = 0
 
         def extract() -> None:
             nonlocal n_done
             n_done += 1
-            features.prepare(
-                [next(paths) for _ in range(PHOTOS)],
-                run.model,
+            load_features(
+                [next(examples) for _ in range(PHOTOS)],
+                training.model,
                 image_size=224,
                 cache=folder / f"cache{n_done}",
-                device=run.device,
             )
 
         jobs = {
-            "tutorial": tutorial_step(found, run.train_set),
+            "tutorial": tutorial_step(found, training),
             "ours": our_steps,
             "extraction": extract,
         }
@@ -124,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

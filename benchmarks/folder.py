@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from bench import BATCH, ROOT, Row, arguments, corpus, forward_pass, save_model, seconds, tell
+from bench import main as run_benchmark
 
 N_PHOTOS = 2000
 ROUNDS = 3  # half a minute or more each
@@ -86,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from bench import DEVICE, Row, tell, train_in
+from bench import main as run_benchmark
 
 import checkpoint
 import demo
@@ -71,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -2,29 +2,29 @@
 
     python benchmarks/precision.py --data flickr8k --checkpoint checkpoints/best.pt
 
-Describes the validation photos from what torchvision's ResNet sees in float32, the plain way, and
-from what ours sees, in the precision this processor is fast in. Where that is not bfloat16, its
+Captions the validation photos from the features of torchvision's ResNet in float32, the plain way,
+and from those of ours, in the precision this processor is fast in. Where that is not bfloat16, its
 rounding is imitated as well: products in float32 of values rounded before and after.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from bench import BATCH, DEVICE, Row, tell
+from bench import main as run_benchmark
 from torch import Tensor, nn
 from torchvision import models
 
 import checkpoint
 import metrics
 import resnet
-from loader import load_corpus, read_pictures
-from model import PIXEL_MEAN, PIXEL_STD, ImageCaptioningModel, caption, has_half_precision
-
-Encode = Callable[[Tensor], Tensor]
+from corpus import load_corpus
+from model import PIXEL_MEAN, PIXEL_STD, Encode, ImageCaptioningModel, has_half_precision
+from pictures import read_pictures
+from search import caption
 
 
 def plain(model: ImageCaptioningModel) -> Encode:
@@ -38,34 +38,26 @@ def plain(model: ImageCaptioningModel) -> Encode:
 
 
 def imitated(model: ImageCaptioningModel) -> Encode:
-    """Our network, every value it hands on rounded to bfloat16."""
+    """Our network, every activation rounded to bfloat16."""
 
     def rounded(values: Tensor) -> Tensor:
         return values.bfloat16().float()
 
     def convolve(
-        maps: Tensor,
-        conv: nn.Conv2d,
-        norm: nn.BatchNorm2d,
-        fold: resnet.Fold,
-        *,
-        plus: Tensor | None = None,
-        relu: bool = True,
+        self: resnet._Folded, maps: Tensor, plus: Tensor | None = None, *, relu: bool = True
     ) -> Tensor:
-        weight, bias = fold(conv, norm)
-        maps = nn.functional.conv2d(
-            rounded(maps), rounded(weight), rounded(bias), conv.stride, conv.padding
-        )
+        weight, bias = rounded(self.weight), rounded(self.bias)
+        maps = nn.functional.conv2d(rounded(maps), weight, bias, self.stride, self.padding)
         if plus is not None:
             maps = maps + plus
         return rounded(maps.relu() if relu else maps)
 
-    def encode(images: Tensor) -> Tensor:
-        ours, resnet.convolve = resnet.convolve, convolve
+    def encode(pixels: Tensor) -> Tensor:
+        ours, resnet._Folded.__call__ = resnet._Folded.__call__, convolve
         try:
-            return rounded(model.encode(images))
+            return rounded(model.make_encoder()(pixels))
         finally:
-            resnet.convolve = ours
+            resnet._Folded.__call__ = ours
 
     return encode
 
@@ -85,11 +77,11 @@ def main() -> None:
 
     def captions(encode: Encode) -> list[str]:
         with torch.inference_mode():
-            vectors = torch.cat([encode(part) for part in pictures.split(BATCH)])
-        found = caption([model], [vectors], trained.search({}))
-        return [trained.vocabulary.text(hypotheses[0].tokens) for hypotheses in found]
+            features = torch.cat([encode(part) for part in pictures.split(BATCH)])
+        found = caption([model], [features], trained.search())
+        return [trained.vocabulary.decode(hypotheses[0].tokens) for hypotheses in found]
 
-    ways = {"as used": model.encode}
+    ways = {"as used": model.make_encoder()}
     if not has_half_precision(DEVICE):
         ways["bfloat16, imitated"] = imitated(model)
     reference = captions(plain(model))
@@ -108,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

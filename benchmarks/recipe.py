@@ -22,21 +22,23 @@ from typing import Any
 
 import torch
 from bench import DEVICE, train_in
+from bench import main as run_benchmark
 from torch import Tensor
 
 import checkpoint
-import features
 import metrics
 import train
-from loader import load_corpus
-from model import PAD, ImageCaptioningModel, caption
+from corpus import load_corpus
+from features import load_features
+from model import PAD, ImageCaptioningModel
+from search import caption
 
 SHOWN = ("CIDEr", "BLEU-4", "BLEU-1")
 
 
 def image_only_first(model: ImageCaptioningModel) -> None:
     """The paper's way: the image is the first word, and never seen again."""
-    model.inputs = lambda tokens, _: model.dropout(model.word_embedding(tokens))
+    model._embed = lambda tokens, _: model.dropout(model.word_embedding(tokens))
 
 
 def image_not_first(model: ImageCaptioningModel) -> None:
@@ -51,36 +53,36 @@ def image_not_first(model: ImageCaptioningModel) -> None:
 
 def raw_vectors(model: ImageCaptioningModel) -> None:
     """Image vectors as the ResNet gives them."""
-    model.standardise = lambda _: None
+    model.set_feature_stats = lambda _: None
 
 
 def tied_words(model: ImageCaptioningModel) -> None:
     """One matrix reads words and chooses them (arXiv:1608.05859), larger where it reads."""
-    model.word_embedding.weight = model.words.weight
+    model.word_embedding.weight = model.output.weight
     scale = model.options["embedding_size"] ** 0.5
 
     def inputs(tokens: Tensor, image: Tensor) -> Tensor:
         return model.dropout(scale * model.word_embedding(tokens)) + image.unsqueeze(1)
 
-    model.inputs = inputs
+    model._embed = inputs
 
 
 def scheduled_sampling(model: ImageCaptioningModel) -> None:
-    """A quarter of the words read in training are what the model would have said there.
+    """A quarter of the words read in training are the model's own choice there.
 
     Source: arXiv:1506.03099; all words of a sentence at once, arXiv:1906.07651.
     """
     teach = model.forward
 
-    def forward(images: Tensor, tokens: Tensor, image_of: Tensor) -> Tensor:
+    def forward(features: Tensor, tokens: Tensor, to_image: Tensor, positions: Tensor) -> Tensor:
         if model.training:
             with torch.no_grad():
-                said = teach(images, tokens, image_of).argmax(dim=-1)
-            heard = tokens.clone()
-            heard[:, 1:][tokens[:, 1:] != PAD] = said
-            own = (torch.rand(tokens.shape) < 0.25) & (heard != PAD)
-            tokens = torch.where(own, heard, tokens)
-        return teach(images, tokens, image_of)
+                own = teach(features, tokens, to_image, positions).argmax(dim=-1)
+            sampled = tokens.clone()
+            sampled.view(-1)[positions] = own
+            is_own = (torch.rand(tokens.shape) < 0.25) & (sampled != PAD)
+            tokens = torch.where(is_own, sampled, tokens)
+        return teach(features, tokens, to_image, positions)
 
     model.forward = forward
 
@@ -93,7 +95,6 @@ KEPT: dict[str, tuple[list[str], Patch | None]] = {
     "image only beside the words": ([], image_not_first),
     "raw image vectors": ([], raw_vectors),
     "no label smoothing": (["--label-smoothing", "0"], None),
-    "no image dropout": (["--image-dropout", "0"], None),
 }
 TRIED: dict[str, tuple[list[str], Patch | None]] = {
     "batches of 200": (["--batch-size", "200"], None),
@@ -102,23 +103,22 @@ TRIED: dict[str, tuple[list[str], Patch | None]] = {
     "one matrix to read and to choose words": ([], tied_words),
     "scheduled sampling": ([], scheduled_sampling),
 }
-LAST_WEIGHTS = "the last weights instead of their mean"
 WRITTEN = {  # the recipe's models, asked in another way
     "greedy search": {"beam_size": 1},
     "beam of 5": {"beam_size": 5},
     "no length penalty": {"length_penalty": 0.0},
     "length penalty 0.7": {"length_penalty": 0.7},
     "length penalty 1.3": {"length_penalty": 1.3},
-    "repeated phrases allowed": {"no_repeat": 0},
+    "repeated phrases allowed": {"no_repeat_ngram_size": 0},
 }
 
 
 def run(flags: list[str], patch: Patch | None, keep: Path | None) -> dict[str, float]:
     """Train and give the best epoch's validation scores, and the seconds it took.
 
-    The best model goes to ``keep``, the one with the last weights beside it.
+    The best model goes to ``keep``.
     """
-    build = train._model
+    build = train.make_model
 
     def patched(*args):
         model = build(*args)
@@ -127,36 +127,30 @@ def run(flags: list[str], patch: Patch | None, keep: Path | None) -> dict[str, f
         return model
 
     with tempfile.TemporaryDirectory() as folder:
-        train._model = patched
-        started = time.monotonic()
+        train.make_model = patched
+        started = time.perf_counter()
         try:
             best = train_in(Path(folder), flags)
         finally:
-            train._model = build
+            train.make_model = build
         scores = checkpoint.load(best, DEVICE).scores
         if keep:
             shutil.copy(best, keep)
-            shutil.copy(best.with_name("last.pt"), _last(keep))
-    return {**scores, "seconds": time.monotonic() - started}
-
-
-def _last(model: Path) -> Path:
-    return model.with_stem(f"{model.stem}-last")
+    return {**scores, "seconds": time.perf_counter() - started}
 
 
 def written(paths: list[Path], search: dict, data: str) -> dict[str, float]:
     """Validation scores of trained models, one or several as one, asked in another way."""
     models = checkpoint.load_ensemble(paths, DEVICE)
     first = models[0]
-    examples, rows = features.prepare_examples(
+    examples, features = load_features(
         load_corpus(Path(data)).splits["val"],
         first.model,
         image_size=first.image_size,
         cache=Path("cache"),
-        device=DEVICE,
     )
-    found = caption([m.model for m in models], [rows] * len(models), first.search(search))
-    captions = [first.vocabulary.text(hypotheses[0].tokens) for hypotheses in found]
+    found = caption([m.model for m in models], [features] * len(models), first.search(search))
+    captions = [first.vocabulary.decode(hypotheses[0].tokens) for hypotheses in found]
     return metrics.score(captions, [example.captions for example in examples])
 
 
@@ -211,11 +205,9 @@ def main() -> None:
             keep = args.results / f"seed{seed}.pt" if choice == RECIPE else None
             note(choice, seed, run([*common, "--seed", str(seed), *flags], patch, keep))
         model = args.results / f"seed{seed}.pt"
-        asked = {choice: (model, search) for choice, search in WRITTEN.items()}
-        asked[LAST_WEIGHTS] = (_last(model), {})
-        for choice, (path, search) in asked.items():
-            if path.exists() and not is_done(choice, seed):
-                note(choice, seed, written([path], search, args.data))
+        for choice, search in WRITTEN.items():
+            if model.exists() and not is_done(choice, seed):
+                note(choice, seed, written([model], search, args.data))
     models = [args.results / f"seed{seed}.pt" for seed in args.seeds]
     ensemble = f"{len(models)} seeds as an ensemble"
     trained = len(models) > 1 and all(model.exists() for model in models)
@@ -225,4 +217,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

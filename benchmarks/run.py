@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from bench import ROOT, Row, table
+from bench import main as run_benchmark
 
 HERE = Path(__file__).parent
 WITH_DATA = ("epoch", "words", "encoder", "folder", "rewards")
@@ -43,12 +44,12 @@ def machine() -> str:
 
 def rows_of(name: str, flags: list[str]) -> list[Row]:
     """Run a benchmark in a process of its own."""
-    started = time.monotonic()
+    started = time.perf_counter()
     command = [sys.executable, HERE / f"{name}.py", *flags]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     if done.returncode:
         sys.exit(f"benchmarks/{name}.py failed: see above.")
-    print(f"{name:<10}{time.monotonic() - started:.0f} s", file=sys.stderr)
+    print(f"{name:<10}{time.perf_counter() - started:.0f} s", file=sys.stderr)
     return [Row(**row) for row in json.loads(done.stdout.splitlines()[-1])]
 
 
@@ -59,14 +60,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "RESULTS.md")
     args = parser.parse_args()
 
-    started = time.monotonic()
+    started = time.perf_counter()
     flags = {name: ["--data", str(args.data.resolve())] for name in WITH_DATA if args.data}
     flags |= {
         n: ["--captions", str(args.captions.resolve())] for n in WITH_CAPTIONS if args.captions
     }
     names = (*WITH_DATA, *WITH_CAPTIONS, *WITH_NOTHING)
     rows = [row for name in names for row in rows_of(name, flags.get(name, []))]
-    minutes = (time.monotonic() - started) / 60
+    minutes = (time.perf_counter() - started) / 60
     data = f"photos of {args.data.name}" if args.data else "drawn pictures and made-up captions"
     how = f"`python benchmarks/run.py` on {date.today()}, {minutes:.0f} minutes, {data}"
     args.output.write_text(
@@ -79,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

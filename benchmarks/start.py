@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from bench import ROOT, Row, arguments, draw, in_turn, save_model, tell
+from bench import main as run_benchmark
 
 PEER = """
 import sys, torch, torchvision
@@ -61,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench import Row, arguments, corpus, in_turn, run_on, tell
+from bench import DEVICE, Row, Training, arguments, corpus, in_turn, tell
+from bench import main as run_benchmark
 
-from loader import Batch, collate
+from loader import Batch, batches
 from model import has_half_precision
 
 STEPS = 10
@@ -40,34 +41,30 @@ class Product:
 def main() -> None:
     args = arguments(__doc__, "data", "rounds").parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        found = corpus(args.data, folder, n_images=6000)
-        run = run_on(found, folder)
-        dtype = torch.bfloat16 if has_half_precision(run.device) else torch.float32
-        size, gates = run.settings.hidden_size, 4 * run.settings.hidden_size
-        image = Product(run.model.feature_size, size, dtype)
+        found = corpus(args.data, Path(name), n_images=6000)
+        training = Training(found)
+        dtype = torch.bfloat16 if has_half_precision(DEVICE) else torch.float32
+        size, gates = training.settings.hidden_size, 4 * training.settings.hidden_size
+        image = Product(training.model.feature_size, size, dtype)
         inputs, recurrence = Product(size, gates, dtype), Product(size, gates, dtype)
-        words = Product(size, len(run.vocabulary), dtype)
+        words = Product(size, len(training.vocabulary), dtype)
 
         def bare(batch: Batch) -> None:
             n_captions, length = batch.tokens.shape
-            n_images = len(batch.images)
+            n_images = len(batch.image_ids)
             image(n_images)
             inputs(n_images)  # the image is the first word; before it there is no state
             inputs(n_captions * (length - 1))
             recurrence(n_captions, times=length - 1)
             words(batch.n_words)
 
-        plan = run.plan(0)
-        batches = [collate(run.train_set, pairs) for pairs in plan[:STEPS]]
-        n_words = sum(batch.n_words for batch in batches)
-        run.model.train()
-
-        def ours() -> None:
-            for pairs in plan[:STEPS]:
-                run.train_step(collate(run.train_set, pairs), run.place.sums)
-
-        jobs = {"ours": ours, "bare": lambda: [bare(batch) for batch in batches]}
+        plan = training.plan[:STEPS]
+        made = list(batches(training.train_set, plan))
+        n_words = training.n_words(plan)
+        jobs = {
+            "ours": lambda: training.steps(plan),
+            "bare": lambda: [bare(batch) for batch in made],
+        }
         times = in_turn(jobs, args.rounds)
     rates = {name: f"{n_words / np.median(found):,.0f}" for name, found in times.items()}
     note = f"{rates['ours']} words/s of {rates['bare']}, {dtype}"
@@ -76,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)
