@@ -33,7 +33,7 @@ class Settings(cli.SamplingSettings):
     batch_size: int = option(64, "pictures captioned at a time", at_least=1)
     n_best: int = option(
         1,
-        "captions for each picture, best first by log-probability a word",
+        "captions for each picture, best first (see --length-penalty)",
         at_least=1,
         group="captions",
     )

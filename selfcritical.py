@@ -61,7 +61,7 @@ class SelfCritical:
         tokens = sample_captions(
             model, features, n_samples=self.n_samples, max_words=self.max_words
         )
-        sampled = tokens.cpu().numpy()  # the only place where the host waits for the device
+        sampled = tokens.cpu().numpy()  # one wait; `sample` has a few more
         rewards = self.reward(batch.image_ids, sampled)  # (N, K)
         mean = policy_gradient_loss(model, features, tokens, sampled, rewards)
         if self.xe_weight:

@@ -299,11 +299,12 @@ def train_stage(
                 if state.step % LOG_EVERY == 0 or state.batch == len(plan):
                     now = state.meter.read()
                     recent, logged = now.since(logged), now
-                    run.check_finite(recent.mean, state, optimizer)
+                    gradient_norm = norm.item()  # rewards stay finite when the weights do not
+                    run.check_finite(recent.mean + gradient_norm, state, optimizer)
                     run.log.steps(
                         stage.measure,
                         recent,
-                        norm=norm.item(),
+                        norm=gradient_norm,
                         learning_rate=learning_rate,
                         step=state.step,
                     )
