@@ -6,6 +6,8 @@ import argparse
 import contextlib
 import io
 import json
+import logging
+import math
 import random
 import statistics
 import sys
@@ -37,7 +39,7 @@ from run import make_vocabulary  # noqa: E402
 Job = Callable[[], object]
 
 DEVICE = torch.device("cpu")
-BATCH = 32  # photos that the ResNet alone sees at a time
+BATCH = 32  # photos in a batch of the ResNet alone
 N_WORDS = 7000  # of the made-up language; English captions of 30,000 photos have as many
 
 
@@ -120,6 +122,7 @@ def in_turn(jobs: dict[str, Job], rounds: int) -> dict[str, np.ndarray]:
 
 def main(job: Job) -> None:
     """Run a benchmark; what a user can cause ends it in one line and exit status 2."""
+    logging.basicConfig(format="%(message)s", level=logging.ERROR)  # as with --quiet
     try:
         job()
     except (cli.UserError, OSError) as error:
@@ -130,7 +133,7 @@ def main(job: Job) -> None:
 def forward_pass(model: ImageCaptioningModel) -> Callable[[int], None]:
     """The ResNet alone, in the precision it is used in: a job that encodes so many photos."""
     dtype = torch.bfloat16 if has_half_precision(DEVICE) else torch.float32
-    pixels = torch.rand(BATCH, 3, 224, 224).to(dtype, memory_format=torch.channels_last)
+    pixels = torch.rand(BATCH, 3, 224, 224).contiguous(memory_format=torch.channels_last)
     encoder = FoldedResNet(model.encoder, dtype)
 
     def encode(n_photos: int) -> None:
@@ -146,13 +149,16 @@ def corpus(data: Path | None, folder: Path, *, n_images: int, pictures: int = 0)
 
     Args:
         data: a real data set; its training images count, at most ``n_images`` of them. A captions
-            file is taken without its photos.
+            file is taken without its photos unless ``pictures`` are asked for.
         folder: where ``pictures`` are drawn, JPEGs of 500 x 375; images beyond that number
             share them.
         n_images: how many.
         pictures: how many are drawn.
+
+    Raises:
+        UserError: there is no such data set, or no image in its training split.
     """
-    if data and data.is_file():
+    if data and data.is_file() and not pictures:
         captions = read_captions(data)
         named = list(captions.of_image.items())[:n_images]
         examples = [Example(image, folder / image, texts) for image, texts in named]
@@ -162,6 +168,8 @@ def corpus(data: Path | None, folder: Path, *, n_images: int, pictures: int = 0)
     else:
         examples = _made_up(folder, n_images, pictures)
         captions = Captions(folder / "made up", {e.name: e.captions for e in examples})
+    if not examples:
+        raise cli.UserError(f"the train split of {captions.path} is empty: give other --data.")
     return Corpus(captions, {"train": examples, "val": examples[:20]}, 0, "nothing")
 
 
@@ -188,20 +196,23 @@ def draw(path: Path, rng: random.Random) -> Path:
 
 
 def train_in(folder: Path, flags: Sequence[str]) -> Path:
-    """Train as `train.py` would with these flags, without a word: where best.pt is."""
+    """Train as `train.py` would with these flags, without output: where best.pt is."""
     places = ["--checkpoints", f"{folder}/checkpoints", "--runs", f"{folder}/runs"]
     with contextlib.redirect_stdout(io.StringIO()):
         status = train.main([*flags, *places, "--quiet"])
-    if status != 0:
-        sys.exit("a run failed: see above.")
+    if status:
+        sys.exit(status)  # it has said why
     return folder / "checkpoints/best.pt"
 
 
 class Training:
     """The steps of `train.train_stage`, on made-up features, with a new model.
 
+    The loop of a step stands here once more: in `train.train_stage` it cannot be had without the
+    validation, the checkpoints and the logs of an epoch, which would be timed with it.
+
     Attributes:
-        model: in train mode.
+        model: trained in place, its encoder frozen.
         vocabulary: of the captions.
         train_set: made-up features for the images of the corpus, with their captions.
         plan: of the first epoch.
@@ -228,9 +239,10 @@ class Training:
         stages = {stage.name: stage for stage in train.make_stages(settings)}
         self.vocabulary = vocabulary or make_vocabulary(cli.plain(settings), found, None)
         torch.manual_seed(0)
-        self.model = ImageCaptioningModel(len(self.vocabulary)).train()
+        self.model = ImageCaptioningModel(len(self.vocabulary))
         examples = found.splits["train"]
         features = torch.rand(len(examples), self.model.feature_size)
+        self.model.set_feature_stats(features)
         self.train_set = Flickr30k(examples, self.vocabulary, DEVICE, features=features)
         self.stage = stages[stage]
         self.loss_function = self.stage.make_loss(self.train_set)
@@ -240,8 +252,9 @@ class Training:
             encoder_learning_rate=settings.encoder_learning_rate,
             weight_decay=settings.weight_decay,
         )
-        self.state = learning.TrainState(stage)
         self.plan = self.make_plan()
+        n_steps = self.stage.epochs * len(self.plan)
+        self.state = learning.TrainState(stage, n_steps=n_steps)
 
     def make_plan(self) -> list[list[int]]:
         """The batches of an epoch."""
@@ -253,20 +266,24 @@ class Training:
         )
 
     def steps(self, plan: list[list[int]]) -> None:
-        """What `train.train_stage` does with each batch, in its order."""
+        """What `train.train_stage` does with each batch, in its order: keep it so."""
+        settings, state = self.settings, self.state
         self.model.train()
         for batch in batches(self.train_set, plan):
             with cli.finish_before_stopping():
-                learning.seed_step(DEVICE, self.settings.seed, self.state.step)
-                learning.set_learning_rate(self.optimizer, 1.0)
+                learning.seed_step(DEVICE, settings.seed, state.step)
+                factor = learning.warmup_then_cosine(
+                    state.stage_step, state.n_steps, settings.warmup
+                )
+                learning.set_learning_rate(self.optimizer, factor)
                 assert batch.features is not None
                 loss = self.loss_function(self.model, batch.features, batch)
-                loss.mean.item()
+                assert math.isfinite(loss.mean.item())
                 self.optimizer.zero_grad()
                 loss.mean.backward()
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
                 self.optimizer.step()
-                self.state.finish_step(loss, batch.n_words)
+                state.finish_step(loss, batch.n_words)
 
     def n_words(self, plan: list[list[int]]) -> int:
         """How many words the batches of a plan have to learn, ``<end>`` one of them."""

@@ -1,4 +1,4 @@
-"""Are colour and shape of the main thing right in scenes the demo's model never met?
+"""Are colour and shape of the main thing right in scenes the demo's model was not trained on?
 
     python train.py --demo
     python benchmarks/demo_accuracy.py
@@ -18,6 +18,7 @@ from pathlib import Path
 from bench import ROOT, Row, tell
 from bench import main as run_benchmark
 
+import checkpoint
 import demo
 
 
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=12345, help="the demo itself draws with 0")
     args = parser.parse_args()
 
+    checkpoint.load(args.checkpoint)  # one that predict.py cannot load is an error now
     with tempfile.TemporaryDirectory() as folder:
         demo.draw(Path(folder), n_scenes=args.scenes, seed=args.seed)
         table = Path(folder, "captions.csv")

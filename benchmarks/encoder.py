@@ -14,6 +14,7 @@ from bench import BATCH, DEVICE, Row, arguments, corpus, forward_pass, in_turn, 
 from bench import main as run_benchmark
 from torchvision import models
 
+from cli import UserError
 from features import load_features
 from model import ImageCaptioningModel, has_half_precision
 
@@ -41,7 +42,11 @@ def main() -> None:
         def extract() -> None:
             nonlocal n_done
             n_done += 1
-            load_features(examples, model, image_size=224, cache=folder / f"cache{n_done}")
+            cache = folder / f"cache{n_done}"
+            kept, _ = load_features(examples, model, image_size=224, cache=cache)
+            if len(kept) < len(examples):  # the rate would be wrong
+                n_broken = len(examples) - len(kept)
+                raise UserError(f"{n_broken:,} photos of {args.data} cannot be read: give others.")
 
         jobs = {
             "from files": extract,

@@ -9,6 +9,7 @@ size. Timed on parts, in turn, and scaled to the whole epoch of 6,000 photos.
 
 from __future__ import annotations
 
+import itertools
 import random
 import tempfile
 from pathlib import Path
@@ -86,8 +87,8 @@ def main() -> None:
         folder = Path(name)
         found = corpus(args.data, folder / "photos", n_images=N_IMAGES, pictures=4 * PHOTOS)
         training = Training(found)
-        plan = iter(training.plan * 2)
-        examples = iter(found.splits["train"] * 20)
+        plan = itertools.cycle(training.plan)
+        examples = itertools.cycle(found.splits["train"])
 
         def our_steps() -> None:
             training.steps([next(plan) for _ in range(STEPS)])

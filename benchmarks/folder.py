@@ -21,6 +21,8 @@ import numpy as np
 from bench import BATCH, ROOT, Row, arguments, corpus, forward_pass, save_model, seconds, tell
 from bench import main as run_benchmark
 
+from cli import UserError
+
 N_PHOTOS = 2000
 ROUNDS = 3  # half a minute or more each
 PART = 320  # photos whose forward pass alone is timed, before and after
@@ -37,7 +39,9 @@ def predict(trained: Path, pictures: Path, *flags: str) -> tuple[float, float]:
     )
     _, status, used = os.wait4(process.pid, 0)
     if status:
-        sys.exit(f"predict.py failed on {pictures}.")
+        raise UserError(
+            f"predict.py failed on {pictures}: are all photos of --data there, and readable?"
+        )
     return time.perf_counter() - started, used.ru_maxrss / 1024
 
 

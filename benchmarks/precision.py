@@ -21,6 +21,7 @@ from torchvision import models
 import checkpoint
 import metrics
 import resnet
+from cli import UserError
 from corpus import load_corpus
 from model import PIXEL_MEAN, PIXEL_STD, Encode, ImageCaptioningModel, has_half_precision
 from pictures import read_pictures
@@ -62,6 +63,16 @@ def imitated(model: ImageCaptioningModel) -> Encode:
     return encode
 
 
+def read(paths: list[Path], size: int) -> Tensor:
+    """(N, 3, S, S) uint8; a picture that cannot be read is an error."""
+    pixels = []
+    for _, picture in read_pictures(paths, size):
+        if isinstance(picture, UserError):
+            raise picture
+        pixels.append(picture)
+    return torch.stack(pixels)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with captions and photos")
@@ -71,13 +82,14 @@ def main() -> None:
     trained = checkpoint.load(args.checkpoint, DEVICE)
     model = trained.model.eval()
     examples = load_corpus(args.data).splits["val"]
+    if not examples:
+        raise UserError(f"the val split of {args.data} is empty: give other --data.")
     references = [example.captions for example in examples]
-    paths = [example.path for example in examples]
-    pictures = torch.stack([picture for _, picture in read_pictures(paths, trained.image_size)])
+    pixels = read([example.path for example in examples], trained.image_size)
 
     def captions(encode: Encode) -> list[str]:
         with torch.inference_mode():
-            features = torch.cat([encode(part) for part in pictures.split(BATCH)])
+            features = torch.cat([encode(part) for part in pixels.split(BATCH)])
         found = caption([model], [features], trained.search())
         return [trained.vocabulary.decode(hypotheses[0].tokens) for hypotheses in found]
 

@@ -3,10 +3,10 @@
     python benchmarks/recipe.py --data flickr8k --encoder-weights IMAGENET1K_V1
 
 Choices that are part of the recipe get three seeds, others that were tried one. A run that is in
---results already is not done again, so an interrupted benchmark goes on. The recipe's own models
-are kept there and asked in other ways too: with their last weights, by other searches, and all as
-one. Prints the mean over the seeds and the difference from the recipe as it stands, as a Markdown
-table.
+--results already is not done again, so an interrupted benchmark can be resumed. The recipe's own
+models are kept there; they are scored with other searches too, and together as an ensemble. Prints
+the mean over the seeds and the difference from the recipe as it stands, as a Markdown table. It
+shows all choices in --results, those that are no longer here too.
 """
 
 import argparse
@@ -37,27 +37,29 @@ SHOWN = ("CIDEr", "BLEU-4", "BLEU-1")
 
 
 def image_only_first(model: ImageCaptioningModel) -> None:
-    """The paper's way: the image is the first word, and never seen again."""
+    """The paper's way: the image is the LSTM's first input, and no other's part."""
     model._embed = lambda tokens, _: model.dropout(model.word_embedding(tokens))
 
 
 def image_not_first(model: ImageCaptioningModel) -> None:
-    """The image is added to every word, but what is read before them is nothing."""
+    """The image is added to every word embedding, but the LSTM's first input is zero."""
 
-    def blank(_: torch.nn.Module, read: tuple[Any, ...]) -> tuple[Tensor] | None:
-        is_start = len(read) == 1  # without a state
-        return (torch.cat([read[0][:, :1] * 0, read[0][:, 1:]], dim=1),) if is_start else None
+    def blank(_: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        inputs, state = arguments  # (B, T, E); no state: the first of them is the image
+        if state is not None:
+            return None
+        return torch.cat([inputs[:, :1] * 0, inputs[:, 1:]], dim=1), state
 
     model.lstm.register_forward_pre_hook(blank)
 
 
 def raw_vectors(model: ImageCaptioningModel) -> None:
-    """Image vectors as the ResNet gives them."""
+    """Features are not standardised."""
     model.set_feature_stats = lambda _: None
 
 
 def tied_words(model: ImageCaptioningModel) -> None:
-    """One matrix reads words and chooses them (arXiv:1608.05859), larger where it reads."""
+    """Word embedding and output layer share a matrix (arXiv:1608.05859), scaled as embedding."""
     model.word_embedding.weight = model.output.weight
     scale = model.options["embedding_size"] ** 0.5
 
@@ -68,9 +70,9 @@ def tied_words(model: ImageCaptioningModel) -> None:
 
 
 def scheduled_sampling(model: ImageCaptioningModel) -> None:
-    """A quarter of the words read in training are the model's own choice there.
+    """A quarter of the input words in training are the model's own choice there.
 
-    Source: arXiv:1506.03099; all words of a sentence at once, arXiv:1906.07651.
+    Source: arXiv:1506.03099; all words of a caption at once, arXiv:1906.07651.
     """
     teach = model.forward
 
@@ -103,7 +105,7 @@ TRIED: dict[str, tuple[list[str], Patch | None]] = {
     "one matrix to read and to choose words": ([], tied_words),
     "scheduled sampling": ([], scheduled_sampling),
 }
-WRITTEN = {  # the recipe's models, asked in another way
+WRITTEN = {  # the recipe's models with another search
     "greedy search": {"beam_size": 1},
     "beam of 5": {"beam_size": 5},
     "no length penalty": {"length_penalty": 0.0},
@@ -140,7 +142,7 @@ def run(flags: list[str], patch: Patch | None, keep: Path | None) -> dict[str, f
 
 
 def written(paths: list[Path], search: dict, data: str) -> dict[str, float]:
-    """Validation scores of trained models, one or several as one, asked in another way."""
+    """Validation scores of a trained model, or of an ensemble, with the search changed."""
     models = checkpoint.load_ensemble(paths, DEVICE)
     first = models[0]
     examples, features = load_features(

@@ -19,8 +19,10 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from bench import ROOT, Row, table
+from bench import ROOT, Row, corpus, table
 from bench import main as run_benchmark
+
+import cli
 
 HERE = Path(__file__).parent
 WITH_DATA = ("epoch", "words", "encoder", "folder", "rewards")
@@ -47,6 +49,8 @@ def rows_of(name: str, flags: list[str]) -> list[Row]:
     started = time.perf_counter()
     command = [sys.executable, HERE / f"{name}.py", *flags]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    if done.returncode == cli.FAILED:
+        sys.exit(cli.FAILED)  # it has said why
     if done.returncode:
         sys.exit(f"benchmarks/{name}.py failed: see above.")
     print(f"{name:<10}{time.perf_counter() - started:.0f} s", file=sys.stderr)
@@ -60,6 +64,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "RESULTS.md")
     args = parser.parse_args()
 
+    for given in (args.data, args.captions):  # here, not after minutes
+        if given:
+            corpus(given, HERE, n_images=1)
     started = time.perf_counter()
     flags = {name: ["--data", str(args.data.resolve())] for name in WITH_DATA if args.data}
     flags |= {

@@ -22,7 +22,7 @@ STEPS = 40
 def epoch(training: Training) -> float:
     """Seconds of a whole epoch: of some steps, scaled by their words."""
     planning = seconds(training.make_plan)
-    part = training.plan[:: len(training.plan) // STEPS]
+    part = training.plan[:: max(1, len(training.plan) // STEPS)]
     share = training.n_words(part) / training.n_words(training.plan)
     return planning + seconds(lambda: training.steps(part)) / share
 

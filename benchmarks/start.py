@@ -20,6 +20,9 @@ import torch
 from bench import ROOT, Row, arguments, draw, in_turn, save_model, tell
 from bench import main as run_benchmark
 
+import checkpoint
+from pictures import read_image
+
 PEER = """
 import sys, torch, torchvision
 encoder, weights = sys.argv[1:]
@@ -43,10 +46,11 @@ def main() -> None:
         if not args.checkpoint:
             save_model(trained, "resnet50", 224)
         image = args.image or draw(folder / "drawn.jpg", random.Random(0))
-        content = torch.load(trained, weights_only=True)
-        weights = {name.removeprefix("encoder."): w for name, w in content["encoder"].items()}
-        torch.save(weights, folder / "weights.pth")
-        peer = [sys.executable, "-c", PEER, content["model"]["encoder"], folder / "weights.pth"]
+        read_image(image)  # one that predict.py cannot read is an error now
+        model = checkpoint.load(trained).model
+        weights = folder / "weights.pth"
+        torch.save(model.encoder.state_dict(), weights)
+        peer = [sys.executable, "-c", PEER, model.options["encoder"], weights]
         ours = [sys.executable, ROOT / "predict.py", "--checkpoint", trained, "--image", image]
         times = in_turn(
             {
