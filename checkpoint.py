@@ -62,21 +62,24 @@ class Checkpoint:
         return self.settings["image_size"]
 
     def search(self, given: Mapping[str, Any] = _NOTHING) -> Search:
-        """How captions are searched for: as the run validated, but for what is given.
-
-        Args:
-            given: settings by name; those that are not about the search are passed over. With a
-                temperature one caption is sampled, unless ``beam_size`` asks for more.
-        """
-        as_validated = {**self.settings, **({"beam_size": 1} if given.get("temperature") else {})}
-        return search_settings(as_validated, self.vocabulary, given)
+        """How captions are searched for: see ``search_settings``."""
+        return search_settings(self.settings, self.vocabulary, given)
 
 
 def search_settings(
     settings: Mapping[str, Any], vocabulary: Vocabulary, given: Mapping[str, Any] = _NOTHING
 ) -> Search:
-    """The search by a training run's settings, changed by what is given."""
+    """How captions are searched for: as a training run validated, but for what is given.
+
+    Args:
+        settings: of the run.
+        vocabulary: says which words no caption ends on.
+        given: settings by name; those that are not about the search are passed over. With a
+            temperature one caption is sampled, unless ``beam_size`` asks for more.
+    """
     validated = {field.name: settings[field.name] for field in fields(cli.BeamSettings)}
+    if given.get("temperature"):
+        validated["beam_size"] = 1
     names = {field.name for field in fields(Search)}
     asked = {name: value for name, value in given.items() if name in names}
     return Search(**{**validated, **asked, "banned_final_ids": vocabulary.banned_final_ids})

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import cli
 from cli import option
@@ -162,7 +162,13 @@ def make_stages(s: Settings) -> list[Stage]:
     """The table of stages; those of 0 epochs are in it too."""
     is_scratch = s.encoder_weights == "none"
     xe = partial(learning.cross_entropy, label_smoothing=s.label_smoothing)
-    scst = partial(SelfCritical, n_samples=s.scst_samples, max_words=s.max_words)
+    scst = partial(
+        SelfCritical,
+        n_samples=s.scst_samples,
+        max_words=s.max_words,
+        xe=xe,
+        xe_weight=s.scst_xe_weight,
+    )
     return [
         Stage(
             *("xe", s.epochs, s.learning_rate, s.patience),
@@ -178,7 +184,7 @@ def make_stages(s: Settings) -> list[Stage]:
         ),
         Stage(
             *("scst", s.scst_epochs, s.scst_learning_rate, min(s.patience, SCST_PATIENCE)),
-            make_loss=partial(scst, xe=xe, xe_weight=s.scst_xe_weight),
+            make_loss=scst,
             crop=s.crop,
             measure="reward",
         ),
@@ -204,25 +210,25 @@ def train(settings: Settings, given: frozenset[str]) -> None:
     stages, state = stages_left(settings, resumed)
     run_log = logs.RunLog(settings.runs / settings.run_name, plain, step=state.step)
     run = Run(plain, model, vocabulary, corpus, started_at, run_log)
-    is_fresh = not resumed
+    optimizer_state = resumed.training["optimizer"] if resumed else None
     with hold(settings.checkpoints):
         for stage in stages:
             if stage.name != state.stage:
-                resumed = None  # whose optimizer was the earlier stage's
+                optimizer_state = None  # it is the earlier stage's
                 state.enter(stage.name)
                 if state.best_scores:
                     run.load_best()
             as_pixels = stage.encoder_layers > 0 or stage.crop < 1
             train_set = run.load_split("train", as_pixels=as_pixels)
             val_set = run.load_split("val", as_pixels=stage.encoder_layers > 0)
-            if is_fresh and not state.step:  # only now is there a run to make room for
+            if not resumed and not state.step:  # only now is there a run to make room for
                 checkpoint.set_aside(settings.checkpoints, run_log.folder)
                 if init:  # its scores are those that every epoch has to surpass
-                    record_epoch(run, stage, state, val_set, *validate(run, val_set), Reading())
+                    scores, captions = validate(run, val_set)
+                    record_epoch(run, stage, state, val_set, scores, captions, Reading())
                 elif train_set.features is not None:
                     model.set_feature_stats(train_set.features)
-            train_stage(settings, run, stage, state, train_set, val_set, resumed)
-            resumed = None
+            train_stage(settings, run, stage, state, train_set, val_set, optimizer_state)
         run.log_results(state)
     print(logs.closing_lines(plain, state, val_set.examples))
 
@@ -234,9 +240,12 @@ def train_stage(
     state: TrainState,
     train_set: Flickr30k,
     val_set: Flickr30k,
-    resumed: Checkpoint | None,
+    optimizer_state: dict[str, Any] | None,
 ) -> None:
-    """Train the epochs of a stage that are left, keeping the state up to date."""
+    """Train the epochs of a stage that are left, keeping the state up to date.
+
+    ``optimizer_state`` is that of a run that is resumed in this stage.
+    """
     model, device = run.model, run.model.device
     model.unfreeze_encoder(stage.encoder_layers)
     model.zero_grad()  # gradients of what no longer trains would count in the norm
@@ -258,8 +267,8 @@ def train_stage(
             "learning rate jumps to what it is there at this step"
         )
     state.n_steps = n_steps
-    if resumed:
-        optimizer.load_state_dict(resumed.training["optimizer"])
+    if optimizer_state:
+        optimizer.load_state_dict(optimizer_state)
     elif state.total_epochs:  # a run that is killed before the next save resumes in this stage
         run.save_last(state, optimizer)
     saved_at = time.perf_counter()
@@ -358,6 +367,11 @@ def validate(run: Run, val_set: Flickr30k) -> tuple[dict[str, float], list[str]]
     return {"loss": meter.read().mean, **metrics.score(captions, references)}, captions
 
 
+def is_better(scores: dict[str, float], others: dict[str, float]) -> bool:
+    """By CIDEr; on very few images that is always 0, and the loss decides."""
+    return (scores["CIDEr"], -scores["loss"]) > (others["CIDEr"], -others["loss"])
+
+
 def record_epoch(
     run: Run,
     stage: Stage,
@@ -368,9 +382,7 @@ def record_epoch(
     learned: Reading,
 ) -> None:
     """Log an epoch, and save the model if it is the best so far."""
-    # On very few images CIDEr is always 0, and the loss decides.
-    rank, best = ((s.get("CIDEr", -1), -s.get("loss", 0)) for s in (scores, state.best_scores))
-    is_best = rank > best
+    is_best = not state.best_scores or is_better(scores, state.best_scores)
     state.epochs_without_improvement = 0 if is_best else state.epochs_without_improvement + 1
     where = f"{stage.name} {state.epoch}/{stage.epochs}"
     log.info(logs.epoch_line(where, stage.measure, learned, scores, captions, is_best=is_best))
