@@ -1,8 +1,8 @@
 """What the command lines of all scripts have in common.
 
 A script's settings are a frozen dataclass: here its fields become flags, errors become one line,
-signals become exit statuses. Imports nothing heavy, so that ``--help`` answers
-at once, and nothing of ours.
+signals become exit statuses. Imports nothing heavy, so that ``--help`` answers at once, and no
+other file of the project.
 """
 
 from __future__ import annotations

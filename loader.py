@@ -11,7 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, TypeVar
 
@@ -360,28 +360,28 @@ def _plan_captions(dataset: Flickr30k, batch_size: int, rng: random.Random) -> P
 def batches(dataset: Flickr30k, plan: Plan) -> Iterator[Batch]:
     """Make the batches of a plan.
 
-    All indices go to the device in one copy, and with features nothing else does. Pixels are read
-    for the next batch while the caller works on one.
+    All indices go to the device at the beginning, and with features nothing else does. Pixels are
+    read for the next batch while the caller works on one.
     """
     if not plan:  # a run that is resumed may have nothing left of its epoch
         return
-    indices = [_indices(dataset, np.array(captions)) for captions in plan]
-    parts = [part for batch in indices for part in batch]
-    split = iter(
-        torch.from_numpy(np.concatenate(parts)).to(dataset.device).split([*map(len, parts)])
-    )
-    pixels = _prefetched(_read_pixels(dataset, images) for *_, images in indices)
-    for captions, *_, images in indices:
-        caption_index, positions, caption_to_image, image_index = (next(split) for _ in range(4))
+    on_host = [_indices(dataset, np.array(captions)) for captions in plan]
+    columns = [_copied(arrays, dataset.device) for arrays in zip(*on_host, strict=True)]
+    on_device = zip(*columns, strict=True)
+    read = None
+    if dataset.features is None:
+        read = _prefetched(_read_pixels(dataset, images) for *_, images in on_host)
+    for (captions, *_, image_ids), indices in zip(on_host, on_device, strict=True):
+        caption_index, positions, caption_to_image, image_index = indices
         longest = int(dataset.lengths[captions].max())
         tokens = dataset.tokens[:, :longest].index_select(0, caption_index)  # (B, T)
-        batch = Batch(tokens, caption_to_image, positions, images, image_index)
-        if dataset.features is not None:
-            yield replace(batch, features=dataset.features.index_select(0, image_index))
-        else:
+        features, pixels = dataset.features, None
+        if features is not None:
+            features = features.index_select(0, image_index)
+        if read is not None:
             is_pinned = dataset.device.type == "cuda"
-            on_device = next(pixels).to(dataset.device, non_blocking=is_pinned)
-            yield replace(batch, pixels=on_device)
+            pixels = next(read).to(dataset.device, non_blocking=is_pinned)
+        yield Batch(tokens, caption_to_image, positions, image_ids, image_index, features, pixels)
 
 
 def _indices(dataset: Flickr30k, captions: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -392,6 +392,12 @@ def _indices(dataset: Flickr30k, captions: np.ndarray) -> tuple[np.ndarray, ...]
     of_captions = dataset.caption_to_image[captions]
     images, caption_to_image = np.unique(of_captions, return_inverse=True)
     return captions, np.flatnonzero(is_word), caption_to_image, images
+
+
+def _copied(arrays: Sequence[np.ndarray], device: torch.device) -> Sequence[Tensor]:
+    """The arrays on the device, in one copy."""
+    joined = torch.from_numpy(np.concatenate(arrays)).to(device)
+    return joined.split([len(array) for array in arrays])
 
 
 def _read_pixels(dataset: Flickr30k, images: np.ndarray) -> Tensor:

@@ -112,6 +112,11 @@ class Beams(NamedTuple):
 def _beam_search(
     models: Sequence[ImageCaptioningModel], states: list[State], search: Search
 ) -> list[list[Hypothesis]]:
+    """The ``beam_size`` best hypotheses of each image, all images at once.
+
+    Row i of the beams belongs to image ``images[i]``. Images whose beams have all ended leave for
+    ``done``, which is put back into the images' order at the end.
+    """
     beam_size, max_words = search.beam_size, search.max_words
     n_images, device = len(states[0].image), states[0].image.device
     images = torch.arange(n_images, device=device)  # those that are still being decoded
@@ -257,8 +262,7 @@ def _next_log_prob(
 ) -> tuple[Tensor, list[State]]:
     """The log-probabilities of what follows: (B,) tokens → (B, V), the models' mean in nats."""
     steps = [
-        model.step(last.to(model.device).unsqueeze(1), state)
-        for model, state in zip(models, states, strict=True)
+        model.step(last.unsqueeze(1), state) for model, state in zip(models, states, strict=True)
     ]
     log_probs = [F.log_softmax(logits[:, 0].float(), dim=-1) for logits, _ in steps]
     states = [state for _, state in steps]
@@ -329,8 +333,8 @@ def _hypotheses(tokens: Tensor, log_prob: Tensor, score: Tensor) -> list[list[Hy
     found = []
     for image in zip(tokens.tolist(), log_prob.tolist(), score.tolist(), strict=True):
         alive = [
-            Hypothesis([id_ for id_ in ids if id_ not in (PAD, END)], nats, rank)
-            for ids, nats, rank in zip(*image, strict=True)
+            Hypothesis([id_ for id_ in ids if id_ not in (PAD, END)], nats, ranked_by)
+            for ids, nats, ranked_by in zip(*image, strict=True)
             if nats > -torch.inf
         ]
         found.append(sorted(alive, key=lambda hypothesis: hypothesis.score, reverse=True))
