@@ -1,23 +1,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import features_of, make
 
 import model as module
 import search
-from model import END, PAD, START, ImageCaptioningModel
+from model import END, PAD, START
 from resnet import ALL_LAYERS
-
-
-def make(vocabulary_size=9, **options):
-    torch.manual_seed(0)
-    options = {"encoder": "resnet18", "embedding_size": 8, "hidden_size": 8, **options}
-    return ImageCaptioningModel(vocabulary_size, **options).eval()
-
-
-def features_of(model, n=3):
-    torch.manual_seed(1)
-    return torch.randn(n, model.feature_size)
-
 
 TOKENS = torch.tensor([[START, 4, 5, 6, 7, END], [START, 8, 4, END, PAD, PAD]])
 

@@ -4,21 +4,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import features_of, make
 
 import search as module
-from model import END, PAD, START, UNK, ImageCaptioningModel
+from model import END, PAD, START, UNK
 from search import Search, caption, sample
-
-
-def make(vocabulary_size=9, **options):
-    torch.manual_seed(0)
-    options = {"encoder": "resnet18", "embedding_size": 8, "hidden_size": 8, **options}
-    return ImageCaptioningModel(vocabulary_size, **options).eval()
-
-
-def features_of(model, n=3):
-    torch.manual_seed(1)
-    return torch.randn(n, model.feature_size)
 
 
 def caption_with(model, features, *, batch_size=64, **changed):
