@@ -235,7 +235,6 @@ class Flickr30k:
             captions stand next to each other.
         lengths: (C,) how many of them are not padding.
         caption_to_image: (C,) which image each caption describes.
-        may_mirror: (N,) bool, whether an image's captions fit its mirror image.
         features: (N, F) float32, or None if the images are given as pixels.
         pixels: N times (3, S, S) uint8, or None.
     """
@@ -251,7 +250,7 @@ class Flickr30k:
     ) -> None:
         """Encode the captions; exactly one of features and pixels is given."""
         assert (features is None) != (pixels is None)
-        self.examples, self.device = examples, device
+        self.examples, self.vocabulary, self.device = examples, vocabulary, device
         captions = [[vocabulary.encode(text) for text in example.captions] for example in examples]
         encoded = [ids for image in captions for ids in image]
         self.lengths = np.array([len(ids) for ids in encoded])
@@ -259,13 +258,17 @@ class Flickr30k:
         tokens[np.arange(tokens.shape[1]) < self.lengths[:, None]] = np.concatenate(encoded)
         self.tokens = torch.from_numpy(tokens).to(device)
         self.caption_to_image = np.repeat(np.arange(len(captions)), [len(ids) for ids in captions])
-        fits = [vocabulary.fits_mirror(example.captions) for example in examples]
-        self.may_mirror = torch.tensor(fits, device=device)
         self.features = None if features is None else features.to(device)
         self.pixels = pixels
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    @cached_property
+    def may_mirror(self) -> Tensor:
+        """(N,) bool, whether an image's captions fit its mirror image; only crops ask for it."""
+        fits = [self.vocabulary.fits_mirror(example.captions) for example in self.examples]
+        return torch.tensor(fits, device=self.device)
 
     def with_features(self, features: Tensor) -> Flickr30k:
         """The same images and captions, the images given by these features, (N, F)."""
