@@ -1,20 +1,34 @@
-"""Captions files of every known format: found in a folder, recognised by content, read."""
+"""One captions file of any known format → the captions of each image.
+
+Whatever a table is written as (CSV, JSON lines, Karpathy's JSON, parquet, …), `tables` makes rows
+of named values of it first; which names hold images, captions and splits is decided here, once.
+Which file of a folder is read, and where its pictures are, is `corpus`'s to find.
+"""
 
 from __future__ import annotations
 
-import io
-import json
-import logging
+import html
 import re
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cli import UserError
-
-log = logging.getLogger(__name__)
+from tables import (
+    IMAGE_SUFFIX,
+    Row,
+    UnknownFormat,
+    json_line,
+    listed,
+    parse_json,
+    plain_keys,
+    plain_names,
+    read_delimited,
+    read_parquet,
+    read_text,
+)
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {  # what data sets call the splits
@@ -22,19 +36,27 @@ SPLIT_NAMES = {  # what data sets call the splits
     **{"val": "val", "dev": "val", "valid": "val", "validation": "val"},
     **{"test": "test", "testing": "test"},
 }
-SPLIT_LISTS = {  # files that list the images of a split, one name a line
-    "train": ("split_train.txt", "Flickr_8k.trainImages.txt"),
-    "val": ("split_val.txt", "Flickr_8k.devImages.txt"),
-    "test": ("split_test.txt", "Flickr_8k.testImages.txt"),
+SUFFIXES = {
+    *(".csv", ".tsv", ".tab", ".txt", ".token", ".json", ".jsonl", ".ndjson", ".parquet"),
 }
-CAPTIONS_SUFFIXES = {".csv", ".txt", ".token", ".json", ".jsonl"}
-# Where several files of a folder hold captions, the first of these is taken.
-WELL_KNOWN = (
-    *("results.csv", "results_20130124.token", "Flickr8k.token.txt", "captions.txt"),
-    *("captions.csv", "metadata.jsonl", "metadata.csv"),
+
+WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of a name: trainImages is train and Images
+
+# Columns and keys, in lower case with _ between words; the first that is there counts.
+IMAGE_KEYS = (
+    *("filename", "file_name", "image", "image_name", "image_file", "image_filename", "img"),
+    *("img_name", "img_file", "image_path", "img_path", "filepath", "file_path", "path", "file"),
+    *("picture", "photo", "image_url", "img_url", "url", "image_id", "img_id", "id"),
 )
-IMAGE_COLUMNS = ("image", "file_name", "filename", "image_name")
-CAPTION_COLUMNS = ("caption", "text", "comment")
+CAPTION_STEMS = (
+    *("caption", "sentence", "raw", "text", "comment", "description", "prompt", "title"),
+    *("alt_text", "alt"),
+)
+SPLIT_KEYS = ("split", "partition", "subset", "set", "fold")
+_CAPTION_KEY = re.compile(
+    rf"(?:ima?ge?_)?(?P<stem>{'|'.join(CAPTION_STEMS)})s?(?:_?\d+)?(?:_(?P<language>[a-z]{{2}}))?"
+)
+_LANGUAGE_KEY = re.compile(r"[a-z]{2,3}(_[a-z]{2,8})?")
 
 
 @dataclass
@@ -43,263 +65,387 @@ class Captions:
 
     Attributes:
         path: the file.
+        language: of the captions that are taken where a file holds several.
         of_image: image name → its captions, both in the file's order.
         split_of: image name → its split, where the file has a field for it.
-        n_repaired: malformed rows that could be repaired.
-        n_skipped: rows without a caption.
+        counts: what was passed over or mended, in words → how often.
+        notes: what else its reader should know.
+        is_predicted: a model wrote them.
     """
 
     path: Path
+    language: str = "en"
     of_image: dict[str, list[str]] = field(default_factory=dict)
     split_of: dict[str, str] = field(default_factory=dict)
-    n_repaired: int = 0
-    n_skipped: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+    is_predicted: bool = False
 
     def add(self, image: str, caption: str) -> None:
         """Append a caption with its white space normalised; an empty one is only counted."""
+        if "&" in caption:
+            caption = html.unescape(re.sub(r"&(#?\w{2,8}) ;", r"&\1;", caption))
+        if not caption.isascii():
+            caption = _encodable(caption)
         caption = " ".join(caption.split())
-        if caption:
-            self.of_image.setdefault(image, []).append(caption)
+        if not image:
+            self.counts["row(s) without an image"] += 1
+        elif not caption:
+            self.counts["row(s) without a caption"] += 1
         else:
-            self.n_skipped += 1
+            self.of_image.setdefault(image, []).append(caption)
 
-    def add_split(self, image: str, name: Any) -> None:
-        """Note an image's split, if that is what the name stands for."""
-        split = SPLIT_NAMES.get(str(name or "").strip().lower())
-        if split:
-            self.split_of[image] = split
+    def add_split(self, image: str, name: str) -> None:
+        """Note an image's split, if that is what the name stands for.
+
+        Raises:
+            UserError: another row has put it into another split.
+        """
+        split = SPLIT_NAMES.get(name.strip().lower())
+        if split and self.split_of.setdefault(image, split) != split:
+            raise UserError(
+                f"{self.path} puts {image} into two splits, {self.split_of[image]} and {split}: "
+                "leave it in one."
+            )
 
 
-Reader = Callable[[Path, Captions], None]  # adds what is in the file to the captions
+def split_of_name(name: str) -> str | None:
+    """The split that a file or folder's name speaks of: ``captions_train2017``, ``devImages``."""
+    splits = {SPLIT_NAMES.get(word.lower()) for word in WORDS.findall(name)} - {None}
+    return splits.pop() if len(splits) == 1 else None
 
 
-def read_captions(path: Path) -> Captions:
+def split_of_folders(path: str) -> str | None:
+    """The split that the folders of a path speak of, the last first."""
+    folders = path.split("/")[-2::-1]
+    return next((split for folder in folders if (split := split_of_name(folder))), None)
+
+
+def read_captions(path: Path, language: str = "en") -> Captions:
     """Read a captions file of any known format.
 
+    Args:
+        path: the file.
+        language: which captions to take where the file has them in several.
+
     Raises:
-        UserError: the file cannot be read or is of no known format.
+        UnknownFormat: it was not meant as captions, as far as one can see.
+        UserError: it cannot be read, or is damaged.
     """
-    reader = _reader_of(path)
-    if reader is None:
-        raise UserError(
-            f"{path} is in no format known here: expected Flickr30k's results.csv, a .token file, "
-            "`image,caption` CSV, Karpathy's or COCO's JSON, or metadata.jsonl. See the README."
-        )
-    captions = Captions(path)
+    captions = Captions(path, language.split("_")[0])
     try:
-        reader(path, captions)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"{type(error).__name__} {error}"
-        raise UserError(f"{path} is damaged ({reason}): fetch or write it again.") from error
+        if path.suffix.lower() == ".parquet":
+            _add_rows(read_parquet(path), captions)
+        else:
+            text, note = read_text(path)
+            captions.notes += [note] if note else []
+            _read_text(text, captions)
+    except RecursionError:
+        raise UserError(f"{path} is nested too deep: no captions can be read from it.") from None
     if not captions.of_image:
-        raise UserError(f"{path} holds no captions: a row needs an image and its text.")
+        reasons = ", ".join(f"{n:,} {what}" for what, n in captions.counts.items())
+        raise UserError(
+            f"{path} holds no captions: a row needs an image and its text"
+            f"{f' (it has {reasons})' if reasons else ''}."
+        )
     return captions
 
 
-def find_captions(folder: Path) -> Path:
-    """Find the captions file of a folder, in the folder itself or one level below.
-
-    Raises:
-        UserError: there is no folder, no captions file, or no way to choose between several.
-    """
-    if folder.is_file():
-        return folder
-    if not folder.is_dir():
-        raise UserError(
-            f"no folder {folder}: it should hold results.csv and the photos. Flickr30k comes from "
-            "https://www.kaggle.com/datasets/hsankesara/flickr-image-dataset (see the README). "
-            "Name another folder with --data, or try --demo, which needs no data."
-        )
-    lists = {name for names in SPLIT_LISTS.values() for name in names}
-    files = [
-        path
-        for pattern in ("*", "*/*")
-        for path in sorted(folder.glob(pattern))
-        if path.suffix.lower() in CAPTIONS_SUFFIXES and path.name not in lists and path.is_file()
-    ]
-    for name in WELL_KNOWN:
-        for path in files:
-            if path.name == name and _reader_of(path):
-                return path
-    found: dict[Path, Reader] = {}
-    broken: list[UserError] = []
-    for path in files:
-        try:
-            reader = _reader_of(path)
-        except UserError as error:  # perhaps not meant as captions
-            broken.append(error)
-            continue
-        if reader:
-            found[path] = reader
-    are_cocos = all(
-        path.name.startswith("captions_") and reader is _read_coco for path, reader in found.items()
-    )
-    if len(found) == 1 or (found and are_cocos):
-        for reason in broken:
-            log.warning(f"warning: {reason}")
-        return next(iter(found))
-    if found:
-        names = ", ".join(str(path.relative_to(folder)) for path in list(found)[:5])
-        raise UserError(
-            f"several captions files in {folder}: {names}. Choose one with --captions NAME."
-        )
-    if broken:
-        raise broken[0]
-    unknown = ""
-    if files:
-        unknown = (
-            f"{files[0].name} is there, but in none of the formats (CSV needs a header such as "
-            "image,caption). "
-        )
-    raise UserError(
-        f"no captions file in {folder}. {unknown}Expected: results.csv (Flickr30k), captions.txt, "
-        "Karpathy's JSON or another format of the README. Put it there, name another folder with "
-        "--data, or try --demo, which needs no data."
-    )
+def _encodable(text: str) -> str:
+    """The text without lone surrogates, which JSON may hold and no file can."""
+    return text.encode("utf-8", "replace").decode()
 
 
-def _reader_of(path: Path) -> Reader | None:
-    """Choose the reader by the first line, for JSON by the keys; None for an unknown format."""
-    try:
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            first = file.readline(10_000).rstrip("\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
-    header = first.lower()
-    if first.startswith("{"):
-        is_one_row = '"file_name"' in first and first.endswith("}") and '"images"' not in first
-        return _read_jsonl if is_one_row else _json_reader(path)
-    if re.match(r"[^\t|]+#\d+\t", first):
-        return _read_token
-    if re.match(r"image[^|]*\|.*comment", header) or re.match(r"[^|,]+\.\w+\s*\|\s*\d", header):
-        return _read_pipes
-    columns = [column.strip(' "') for column in header.split(",")]
-    if _column(columns, IMAGE_COLUMNS) and _column(columns, CAPTION_COLUMNS):
-        return _read_csv
-    return None
+def _read_text(text: str, captions: Captions) -> None:
+    """Choose the reader by the first line."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    if not lines:
+        raise UnknownFormat(f"{captions.path} is empty: no captions can be read from it.")
+    if lines[0].lstrip()[0] in "{[":
+        _read_json(text, captions)
+    elif re.match(r"[^\t|]{1,400}#\d+[\t ]", lines[0]):
+        _read_token(lines, captions)
+    elif re.match(r"[^|]{1,400}\|\s{0,9}(\d+\s{0,9}\||comment_number)", lines[0]):
+        _read_pipes(lines, captions)
+    else:
+        rows = read_delimited(captions.path, text, lambda names: _image_column(names, captions))
+        _refuse_cut_captions(rows, captions)
+        _add_rows(rows, captions)
 
 
-_PIPES = re.compile(r"\s*(?P<image>[^|]+?)\s*\|\s*\d+\s*(?P<bar>\|?)\s*(?P<caption>.*)")
+# ------------------------------------------------------------------------- formats of their own
 
 
-def _read_pipes(path: Path, captions: Captions) -> None:
+def _read_token(lines: Iterable[str], captions: Captions) -> None:
+    """Read the original of Flickr8k and Flickr30k: ``name.jpg#0<TAB>A dog .``."""
+    for line in lines:
+        key, tab, caption = line.partition("\t")
+        if not tab:  # it may have become a blank
+            end = re.search(r"#\d+ ", line)
+            key, caption = (line[: end.end()], line[end.end() :]) if end else ("", "")
+        name, number, _ = key.rpartition("#")
+        if number:
+            captions.add(name.strip(), caption)
+        else:
+            captions.counts["malformed row(s)"] += 1
+
+
+def _read_pipes(lines: Iterable[str], captions: Captions) -> None:
     """Read Flickr30k's results.csv: ``name.jpg| 0| A dog .``.
 
     The published file has one row without its second bar (2199200615.jpg); such rows are repaired.
     """
-    for line in text_lines(path):
-        row = _PIPES.fullmatch(line)
-        if row is None:
-            captions.n_skipped += "comment" not in line  # the header is no loss
+    for number, line in enumerate(lines):
+        image, _, rest = line.partition("|")
+        position, bar, caption = rest.partition("|")
+        if bar and position.strip().isdigit():
+            captions.add(image.strip(), caption)
+        elif repaired := re.match(r"\s*\d+\s+(?=\S)", rest):
+            captions.counts["malformed row(s) repaired"] += 1
+            captions.add(image.strip(), rest[repaired.end() :])
+        elif number:  # the header is no loss
+            captions.counts["malformed row(s)"] += 1
+
+
+def _read_coco(content: dict[str, Any], captions: Captions) -> None:
+    """Read COCO's ``images[]`` and ``annotations[]``, joined by the image's id."""
+    name_of = {}
+    for row in _objects(content["images"], "images"):
+        values = plain_keys(row.values)
+        id_ = str(values.pop("id", None))
+        name_of[id_] = _image_name(Row(row.where, values), _image_keys(values), captions)
+    for row in _objects(content["annotations"], "annotations"):
+        name = name_of.get(str(row.values.get("image_id")))
+        if name is None:
+            captions.counts["annotation(s) of an image that is not listed"] += 1
             continue
-        captions.n_repaired += not row["bar"]
-        captions.add(row["image"], row["caption"])
+        for text in _texts(row.values.get("caption"), "caption", row, captions):
+            captions.add(name, text)
 
 
-def _read_token(path: Path, captions: Captions) -> None:
-    """Read the original of Flickr8k and Flickr30k: ``name.jpg#0<TAB>A dog .``."""
-    for line in text_lines(path):
-        key, _, caption = line.partition("\t")
-        captions.add(key.rsplit("#", 1)[0], caption)
+# ------------------------------------------------------------------------------------ JSON
 
 
-def _read_csv(path: Path, captions: Captions) -> None:
-    """Read ``image,caption`` with a header; captions that hold commas are quoted."""
-    import pandas as pd
-
-    try:
-        with warnings.catch_warnings():
-            # A first row with too many fields is only a warning to pandas, and cut off.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            # keep_default_na: the captions "NA" and "null" are words, not missing values.
-            table = pd.read_csv(
-                io.StringIO(_text(path)), dtype=str, keep_default_na=False, index_col=False
-            )
-    except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
-        reason = str(error).strip().removeprefix("Error tokenizing data. C error: ").rstrip(".")
-        raise UserError(
-            f"{path} is no well-formed CSV: {reason}. Put captions that hold commas in quotes."
-        ) from error
-    table.columns = [column.strip().lower() for column in table.columns]
-    images = table[_column(table.columns, IMAGE_COLUMNS)].str.strip()
-    texts = table[_column(table.columns, CAPTION_COLUMNS)]
-    for image, caption in zip(images, texts, strict=True):
-        captions.add(image, caption if isinstance(caption, str) else "")
-    for image, split in zip(images, table.get("split", []), strict=False):
-        captions.add_split(image, split)
+def _read_json(text: str, captions: Captions) -> None:
+    """Read JSON lines, or one JSON text in any of its layouts."""
+    path = captions.path
+    content, error = parse_json(text)
+    if not error:
+        _read_layout(content, captions)
+        return
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    is_first, _ = parse_json(lines[0][1])
+    n_objects = sum(line.strip()[0] + line.strip()[-1] == "{}" for _, line in lines)
+    if len(lines) > 1 and (isinstance(is_first, dict) or n_objects > len(lines) // 2):
+        _add_rows([json_line(path, number, line) for number, line in lines], captions)
+        return
+    raise UserError(f"{path} is no valid JSON: {error}. Fetch or write it again.")
 
 
-def _read_jsonl(path: Path, captions: Captions) -> None:
-    """Read Hugging Face's imagefolder: ``{"file_name": …, "text": …}``, text also a list."""
-    for line in text_lines(path):
-        row = json.loads(line)
-        text = next((row[column] for column in CAPTION_COLUMNS if column in row), "")
-        for caption in [text] if isinstance(text, str) else text:
-            captions.add(row["file_name"], caption)
-        captions.add_split(row["file_name"], row.get("split"))
+def _read_layout(content: Any, captions: Captions) -> None:
+    """Read COCO's layout, a list of objects (also below a key), or names of images with texts."""
+    if isinstance(content, list):
+        _add_rows(_objects(content, ""), captions)
+        return
+    if not isinstance(content, dict):
+        raise UnknownFormat(f"{captions.path} holds no captions: it is a JSON value alone.")
+    first_of = {
+        key: value[0]
+        for key, value in content.items()
+        if isinstance(value, list) and value and isinstance(value[0], dict)
+    }
+    if "image_id" in first_of.get("annotations", ()) and "images" in first_of:
+        if "caption" not in first_of["annotations"]:  # COCO's zip has other kinds as well
+            raise UnknownFormat(f"{captions.path} holds no captions: its annotations have none.")
+        _read_coco(content, captions)
+        return
+    for key, row in first_of.items():
+        if _image_column(plain_names(row), captions):
+            _add_rows(_objects(content[key], key), captions)
+            return
+    if _image_column(plain_names(content), captions):  # JSON lines, of which there is one
+        _add_rows([Row("line 1", content)], captions)
+    elif content and all(map(_is_image_with_texts, *zip(*content.items(), strict=True))):
+        rows = [Row(f"key {key!r}", {"image": key, "caption": v}) for key, v in content.items()]
+        _add_rows(rows, captions)
+    else:
+        raise UnknownFormat(
+            f"{captions.path} holds no captions in a form known here: its keys are "
+            f"{listed(content)}. Expected are objects with an image and a caption, as "
+            '{"file_name": "a.jpg", "text": "a dog"}, or the JSON of Karpathy or COCO.'
+        )
 
 
-def _json_reader(path: Path) -> Reader | None:
-    content = _json(path)
-    images = content.get("images")
-    if not isinstance(images, list) or not images or not isinstance(images[0], dict):
-        return None
-    if "sentences" in images[0]:
-        return _read_karpathy
-    annotations = content.get("annotations")
-    first = annotations[0] if isinstance(annotations, list) and annotations else None
-    is_coco = isinstance(first, dict) and "caption" in first  # its zip has other kinds as well
-    return _read_coco if is_coco else None
+def _is_image_with_texts(key: str, value: Any) -> bool:
+    has_texts = isinstance(value, str | list | dict)
+    return has_texts and bool(IMAGE_SUFFIX.search(key) or key.isdigit())
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(_text(path))
-    except ValueError as error:
-        raise UserError(f"{path} is no valid JSON: {error}. Fetch or write it again.") from error
-    return content if isinstance(content, dict) else {}
+def _objects(items: list[Any], key: str) -> list[Row]:
+    return [
+        Row(f"{key}[{number}]" if key else f"item {number + 1}", item)
+        for number, item in enumerate(items)
+        if isinstance(item, dict)
+    ]
 
 
-def _read_karpathy(path: Path, captions: Captions) -> None:
-    """Read ``images[].filename``, ``.split``, ``.sentences[].raw`` and, for COCO, ``.filepath``."""
-    for image in _json(path)["images"]:
-        name = f"{image['filepath']}/{image['filename']}" if "filepath" in image else None
-        name = name or image["filename"]
-        for sentence in image["sentences"]:
-            captions.add(name, sentence.get("raw") or " ".join(sentence["tokens"]))
-        captions.add_split(name, image.get("split"))
+# ------------------------------------------------------------------------- rows of any table
 
 
-def _read_coco(path: Path, captions: Captions) -> None:
-    """Read COCO's ``images[]`` and ``annotations[]``.
+def _add_rows(rows: list[Row], captions: Captions) -> None:
+    """Find the columns of images, captions and splits, and add the rows.
 
-    Files beside it whose names also begin with ``captions_`` are read with it; the split is then
-    taken from their names.
+    Raises:
+        UnknownFormat: there are no such columns.
+        UserError: a value is not what its column should hold.
     """
-    paths = sorted(path.parent.glob("captions_*.json")) if path.name[:9] == "captions_" else [path]
-    for part in paths:
-        content = _json(part)
-        name_of = {image["id"]: image["file_name"] for image in content["images"]}
-        split = next((split for split in SPLITS if split in part.name), None)
-        for annotation in content["annotations"]:
-            captions.add(name_of[annotation["image_id"]], annotation["caption"])
-            if len(paths) > 1:
-                captions.add_split(name_of[annotation["image_id"]], split)
+    if not rows:  # nothing but a header
+        return
+    rows = [Row(row.where, plain_keys(row.values)) for row in rows]
+    names = list(dict.fromkeys(key for row in rows for key in row.values))
+    image_keys, caption_keys = _image_keys(names), _caption_keys(names, captions)
+    if not image_keys or not caption_keys:
+        what = "an image" if caption_keys else "a caption" if image_keys else "image and caption"
+        raise UnknownFormat(
+            f"{captions.path} has no column or key for {what}: there are {listed(names)}. Call "
+            "them image and caption, or as another format of the README does."
+        )
+    left_out = [n for n in names if _CAPTION_KEY.fullmatch(n) and n not in caption_keys]
+    if left_out:
+        captions.notes.append(
+            f"captions are {listed(caption_keys)}, while {listed(left_out)} is left out"
+        )
+    captions.is_predicted = _is_predicted(rows, set(names))
+    split_key = _split_key(rows, names, {*image_keys, *caption_keys})
+    for row in rows:
+        image = _image_name(row, image_keys, captions)
+        texts = [
+            text for key in caption_keys for text in _texts(row.values.get(key), key, row, captions)
+        ]
+        # One of several columns may be empty.
+        for text in [text for text in texts if text.strip()] or [""]:
+            captions.add(image, text)
+        if split_key and image in captions.of_image:
+            captions.add_split(image, str(row.values.get(split_key) or ""))
 
 
-def _column(columns: Iterable[str], names: Sequence[str]) -> str | None:
-    return next((column for column in columns if column in names), None)
+def _is_predicted(rows: list[Row], names: set[str]) -> bool:
+    """Whether a model wrote the captions: predict.py's columns, or coco-caption's results."""
+    if {"rank", "log_prob"} <= names:
+        return True
+    is_results = {"image_id", "caption"} <= names <= {"id", "image_id", "caption"}
+    return is_results and all(isinstance(row.values.get("image_id"), int) for row in rows)
 
 
-def text_lines(path: Path) -> Iterator[str]:
-    """Iterate over the lines of a text file, without blank ones."""
-    return (line for line in _text(path).split("\n") if line.strip())
+def _refuse_cut_captions(rows: list[Row], captions: Captions) -> None:
+    """Refuse a table in which a separator seems to have cut a caption in two.
+
+    Programs write no blank after a separator: where a row has one in the column after the
+    captions, and the value is none of the column's others, the caption went on.
+    """
+    names = list(rows[0].values) if rows else []
+    keys = _caption_keys(names, captions)
+    following = names[names.index(keys[-1]) + 1 :][:1] if keys else []
+    for key in following:
+        values = [str(row.values.get(key, "")) for row in rows]
+        for row, value in zip(rows, values, strict=True):
+            rest = value.strip()
+            if value[:1] == " " and rest.lower() not in {"", *SPLIT_NAMES} and rest not in values:
+                raise UserError(
+                    f"{captions.path}, {row.where}: a separator seems to cut the caption before "
+                    f"{rest!r}, which is read as {key}. Put captions that hold one in quotes."
+                )
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8."
-        ) from error
+def _image_column(names: Iterable[str], captions: Captions) -> str | None:
+    """The column of images, if there is one of captions as well."""
+    keys = _image_keys(names)
+    return keys[-1] if keys and _caption_keys(names, captions) else None
+
+
+def _image_keys(names: Iterable[str]) -> list[str]:
+    """The key of the image's name; in Karpathy's COCO, of its folder and of its name."""
+    there = set(names)
+    if {"filepath", "filename"} <= there:
+        return ["filepath", "filename"]
+    return [key for key in IMAGE_KEYS if key in there][:1]
+
+
+def _caption_keys(names: Iterable[str], captions: Captions) -> list[str]:
+    """The keys of captions: all of the first stem that is there, in the language asked for."""
+    found = [(name, match) for name in names if (match := _CAPTION_KEY.fullmatch(name))]
+    if not found:
+        return []
+    stem = min((match["stem"] for _, match in found), key=CAPTION_STEMS.index)
+    language_of = {name: match["language"] for name, match in found if match["stem"] == stem}
+    if len(language_of) == 1:
+        return list(language_of)
+    return [name for name, code in language_of.items() if code in (None, captions.language)]
+
+
+def _split_key(rows: list[Row], names: list[str], others: set[str]) -> str | None:
+    """The key of splits: one of a known name, or one that holds nothing but names of splits."""
+    for key in [*(key for key in SPLIT_KEYS if key in names), *names]:
+        if key in others:
+            continue
+        values = {str(row.values.get(key) or "").strip().lower() for row in rows} - {""}
+        known = values & SPLIT_NAMES.keys()
+        if known and (known == values or key in SPLIT_KEYS[:3]):
+            return key
+    return None
+
+
+def _image_name(row: Row, keys: Sequence[str], captions: Captions) -> str:
+    """The image's name in a row; an id is text as well."""
+    parts = []
+    for key in keys:
+        value = row.values.get(key)
+        if isinstance(value, dict):  # Hugging Face's: bytes and path
+            value = value.get("path")
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
+        if not isinstance(value, str | None):
+            raise UserError(
+                f"{captions.path}, {row.where}: {key} is {listed([value])}, not an image's name."
+            )
+        parts.append(_encodable(value or "").strip())
+    folder, name = ("", *parts)[-2:]
+    return f"{folder}/{name}" if folder and name and not folder.endswith(name) else name or folder
+
+
+def _texts(value: Any, key: str, row: Row, captions: Captions) -> list[str]:
+    """The captions that a value holds: a text, texts by language, objects, or a list of these.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    if value is None:
+        return [""]
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list):
+        if len(value) > 1 and all(isinstance(v, str) and len(v.split()) == 1 for v in value):
+            return [" ".join(value)]  # the words of one caption
+        return [text for item in value for text in _texts(item, key, row, captions)]
+    if isinstance(value, dict):
+        inner = plain_keys(value)
+        keys = _caption_keys(inner, captions) or [k for k in inner if k == "tokens"]
+        if keys:
+            return [text for k in keys for text in _texts(inner[k], f"{key}.{k}", row, captions)]
+        if inner and all(map(_LANGUAGE_KEY.fullmatch, inner)):
+            return _in_language(inner, key, row, captions)
+    raise UserError(
+        f"{captions.path}, {row.where}: {key} is {listed([value])}, not a caption: a text or a "
+        "list of texts is expected."
+    )
+
+
+def _in_language(texts: dict[str, Any], key: str, row: Row, captions: Captions) -> list[str]:
+    """The captions in the language asked for; ``en_us`` is ``en`` too."""
+    for code, value in texts.items():
+        if code.split("_")[0] == captions.language:
+            return _texts(value, f"{key}.{code}", row, captions)
+    raise UserError(
+        f"{captions.path}, {row.where}: {key} has {listed(texts)} and no {captions.language}: "
+        "name one of them with --language."
+    )

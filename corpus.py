@@ -1,21 +1,29 @@
-"""The data set on disk: images with their captions, paired with picture files, in splits.
+"""The data set on disk: captions files and pictures of a folder, paired and split.
 
-Pictures are found by name here and opened elsewhere.
+What was found, chosen, mended and passed over is told before anything is learned from it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
+import json
 import logging
 import os
+import random
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any, ClassVar
 
-from captions import SPLIT_LISTS, SPLITS, Captions, find_captions, read_captions, text_lines
-from cli import UserError
+import cli
+import metrics
+from captions import SPLITS, Captions, read_captions, split_of_folders, split_of_name
+from cli import UserError, option
+from pairing import Finder, Pictures, copies, files_below
+from sources import choose_captions
+from tables import IMAGE_SUFFIX, text_lines
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +31,7 @@ log = logging.getLogger(__name__)
 PUBLISHED_SPLIT = Path(__file__).parent / "flickr30k_images"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Example:
     """An image of the corpus: its name in the captions file, its picture file, its captions."""
 
@@ -32,50 +40,81 @@ class Example:
     captions: list[str]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Corpus:
     """A data set on disk.
 
     Attributes:
-        captions: the captions file.
+        path: the captions file, or the folder that holds several.
         splits: "train", "val" and "test" → examples, in the captions file's order.
-        n_missing: images with captions whose picture file does not exist.
         split_source: where the splits come from, for messages.
+        has_split_field: they come from the captions file itself.
+        missing: names of images with captions whose picture file does not exist.
+        is_predicted: the captions are a model's.
+        counts: what was passed over or mended, in words → how often.
+        notes: what else its reader should know.
     """
 
-    captions: Captions
-    splits: dict[str, list[Example]]
-    n_missing: int
-    split_source: str
+    path: Path
+    splits: dict[str, list[Example]] = field(default_factory=lambda: {s: [] for s in SPLITS})
+    split_source: str = ""
+    has_split_field: bool = False
+    missing: list[str] = field(default_factory=list)
+    is_predicted: bool = False
+    counts: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def examples(self) -> list[Example]:
+        """Those of all splits."""
+        return [example for split in SPLITS for example in self.splits[split]]
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of image names and splits: equal for the same data in another folder."""
-        names = [f"{split} {e.name}" for split, of in self.splits.items() for e in of]
-        return hashlib.sha256("\n".join(names).encode()).hexdigest()
+        """A hash of names, splits and captions: equal for the same data in another folder."""
+        rows = [[split, e.name, *e.captions] for split in SPLITS for e in self.splits[split]]
+        return hashlib.sha256(repr(rows).encode()).hexdigest()
+
+    def summary(self) -> dict[str, Any]:
+        """What a person should check before training, as plain data."""
+        texts = [text for example in self.examples for text in example.captions]
+        each = [len(example.captions) for example in self.examples]
+        n_words = [len(text.split()) for text in texts]
+        return {
+            "captions file": str(self.path),
+            "images": len(self.examples),
+            "captions": len(texts),
+            "captions an image": _spread(each),
+            "words a caption": _spread(n_words),
+            "splits": {split: len(self.splits[split]) for split in SPLITS},
+            "split by": self.split_source,
+            "missing": len(self.missing),
+            "a missing image": self.missing[0] if self.missing else None,
+            "counts": dict(+self.counts),
+            "notes": self.notes,
+        }
 
     def describe(self) -> str:
-        """Describe in two lines what was found and how it is split."""
-        n_captions = sum(map(len, self.captions.of_image.values()))
-        n_images = len(self.captions.of_image)
-        notes = [f"{n_captions:,} captions of {n_images:,} images"]
-        if self.captions.n_repaired:
-            notes.append(f"{self.captions.n_repaired} malformed row(s) repaired")
-        if self.captions.n_skipped:
-            notes.append(f"{self.captions.n_skipped} row(s) without a caption skipped")
-        if self.n_missing:
-            notes.append(f"{self.n_missing:,} images missing, left out")
-        sizes = ", ".join(f"{len(self.splits[split]):,} {split}" for split in SPLITS)
-        n_unused = n_images - self.n_missing - sum(map(len, self.splits.values()))
-        if n_unused:
-            sizes += f", {n_unused:,} in no split, left out"
-        return (
-            f"captions    {self.captions.path}: {', '.join(notes)}\n"
-            f"images      {sizes} (split by {self.split_source})"
-        )
+        """Describe in a few lines what was found and how it is split."""
+        found = self.summary()
+        least, mean, most = found["captions an image"].values()
+        each = f"{mean:g} each" if least == most else f"{least} to {most} each"
+        least, mean, most = found["words a caption"].values()
+        lines = [
+            f"captions    {self.path}: {found['captions']:,} captions of {found['images']:,} "
+            f"images, {each}, of {mean:g} words ({least} to {most})"
+        ]
+        sizes = ", ".join(f"{n:,} {split}" for split, n in found["splits"].items())
+        lines.append(f"images      {sizes} (split by {self.split_source})")
+        if self.missing:
+            named = f"as {self.missing[0]}, left out"
+            lines.append(f"            {len(self.missing):,} images missing, {named}")
+        lines += [f"            {n:,} {what}" for what, n in (+self.counts).items()]
+        lines += [f"            {note}" for note in self.notes]
+        return "\n".join(lines)
 
-    def require_for_training(self, *, few: int) -> None:
-        """Check the splits for training and validation, and warn of ``few`` validation images.
+    def require_for_training(self, *, few: int, max_words: int) -> None:
+        """Check the data, and warn of ``few`` validation images, long captions, a model's captions.
 
         Raises:
             UserError: one of them is empty; the message says how to fill it.
@@ -83,9 +122,9 @@ class Corpus:
         for split in ("train", "val"):
             if not self.splits[split]:
                 raise UserError(
-                    f"the {split} split of {self.captions.path} is empty (split by "
-                    f"{self.split_source}): training needs images to learn from and to validate "
-                    f"on. {self._how_to_name(split)}"
+                    f"the {split} split of {self.path} is empty (split by {self.split_source}): "
+                    "training needs images to learn from and to validate on. "
+                    f"{self._how_to_name(split)}"
                 )
         n_val = len(self.splits["val"])
         if n_val < few:
@@ -93,125 +132,330 @@ class Corpus:
                 f"warning: only {n_val} images to validate on: scores mean little below {few}. "
                 f"{self._how_to_name('val')}"
             )
+        texts = [text for example in self.examples for text in example.captions]
+        n_long = sum(len(text.split()) > max_words for text in texts)
+        if n_long > 0.05 * len(texts):
+            log.warning(
+                f"warning: {100 * n_long / len(texts):.0f} % of the captions are longer than "
+                f"--max-words {max_words}, where the model's end: give a larger one."
+            )
+        if self.is_predicted:
+            log.warning(f"warning: a model wrote the captions of {self.path}, not people.")
 
     def _how_to_name(self, split: str) -> str:
         """Say how a user gets more images into a split."""
-        path = self.captions.path
-        if self.captions.split_of:
-            return f"Give more of them the split {split} in {path}."
-        return f"Name more in {path.parent / f'split_{split}.txt'}, one a line."
+        if self.has_split_field:
+            return f"Give more of them the split {split} in {self.path}."
+        folder = self.path if self.path.is_dir() else self.path.parent
+        return f"Name more in {folder / f'split_{split}.txt'}, one a line."
 
 
-def load_corpus(folder: Path, captions_name: str = "") -> Corpus:
+def _spread(values: Sequence[int]) -> dict[str, float]:
+    mean = round(sum(values) / max(1, len(values)), 1)
+    return {"least": min(values, default=0), "mean": mean, "most": max(values, default=0)}
+
+
+def load_corpus(folder: Path, captions_name: str = "", *, language: str = "en") -> Corpus:
     """Find and read a data set: captions, pictures, splits.
 
     Args:
         folder: the folder to search, or a captions file.
         captions_name: the captions file in the folder, needed where there are several.
+        language: which captions to take where the file has them in several.
 
     Raises:
-        UserError: no folder, no captions, two captions files, or none of the images exists.
+        UserError: no folder, no captions, two captions files, none of the images exists, or what
+            was found contradicts itself.
     """
     if captions_name and folder.is_file():
         raise UserError(f"--data names a captions file, {folder}: leave --captions out.")
-    path = folder / captions_name if captions_name and folder.is_dir() else find_captions(folder)
-    if not path.is_file():
-        raise UserError(f"no captions file {path}: check --captions and --data.")
-    captions = read_captions(path)
-    folder = folder if folder.is_dir() else folder.parent
-    paths = _find_pictures(folder, captions)
-    if not paths:
-        example = next(iter(captions.of_image))
+    named = folder / captions_name if captions_name else folder if folder.is_file() else None
+    folder = folder.parent if folder.is_file() else folder
+    if not folder.is_dir():
         raise UserError(
-            f"none of the {len(captions.of_image):,} images of {path} is there: looked for "
-            f"{example} and the others in {folder} and the folders below. Put the photos there, "
-            "or name another folder with --data."
+            f"no folder {folder}: it should hold results.csv and the photos. Flickr30k comes from "
+            "https://www.kaggle.com/datasets/hsankesara/flickr-image-dataset (see the README). "
+            "Name another folder with --data, or try --demo, which needs no data."
         )
-    split_of, source = _split(list(captions.of_image), captions, folder)
-    splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
-    for name, split in split_of.items():
-        if name in paths:
-            splits[split].append(Example(name, paths[name], captions.of_image[name]))
-    n_images = len(captions.of_image)
-    if len(paths) < 0.9 * n_images:
-        log.warning(
-            f"warning: {n_images - len(paths):,} of the {n_images:,} images of {path} are not "
-            f"there: the others are used. Is {folder} complete?"
-        )
-    return Corpus(captions, splits, n_images - len(paths), source)
+    files = files_below(folder)
+    pictures = Pictures(folder, files)
+    notes: list[str] = []
+    if named is None:
+        sources = choose_captions(folder, files, pictures, language, notes)
+    elif named.is_file():
+        sources = [read_captions(named, language)]
+    else:
+        raise UserError(f"no captions file {named}: check --captions and --data.")
+    corpus = Corpus(
+        sources[0].path if len(sources) == 1 else folder,
+        is_predicted=any(source.is_predicted for source in sources),
+        notes=notes,
+    )
+    images = _pair(corpus, sources, pictures)
+    copy_of = {path: group[0] for group in copies(i.path for i in images) for path in group[1:]}
+    _split(corpus, images, folder, files, copy_of)
+    _tell_copies(corpus, copy_of)
+    return corpus
 
 
-def _find_pictures(folder: Path, captions: Captions) -> dict[str, Path]:
-    """Map image names to picture files, for the images that exist.
+# ------------------------------------------------------------------------ images and splits
 
-    A name is a path relative to the captions file or the folder, or the end of a path below the
-    folder; the shallowest match wins, since Kaggle's zip of Flickr30k holds each picture twice.
-    The last part of a name is enough where no other name has the same last part.
+
+@dataclass
+class _Image(Example):
+    """An image before the splits are made."""
+
+    split: str | None
+    source: Path
+
+
+def _pair(corpus: Corpus, sources: Sequence[Captions], pictures: Pictures) -> list[_Image]:
+    """The images whose pictures are there; the same picture under two names is one image.
+
+    Raises:
+        UserError: there are none, or one is in two splits.
     """
-    below: dict[str, list[Path]] = {}
-    visited: set[Path] = set()  # folders: a symbolic link may lead back to one above it
-    level = [folder]
-    while level:  # breadth first: the shallowest match comes first
-        entries = [e for parent in level for e in sorted(os.scandir(parent), key=lambda e: e.name)]
-        level = []
-        for entry in entries:
-            path = Path(entry.path)
-            if not entry.is_dir():
-                below.setdefault(entry.name, []).append(path)
-            elif path.resolve() not in visited:
-                visited.add(path.resolve())
-                level.append(path)
-    last_part = {name: name.rsplit("/", 1)[-1] for name in captions.of_image}
-    n_called = Counter(last_part.values())
-    found = {}
-    for name, bare in last_part.items():
-        places = (captions.path.parent, folder) if "/" in name else ()
-        there = below.get(bare, [])
-        candidates = itertools.chain(
-            (place / name for place in places if (place / name).is_file()),
-            (path for path in there if f"/{path.as_posix()}".endswith(f"/{name}")),
-            there if n_called[bare] == 1 else (),
+    of_path: dict[Path, _Image] = {}
+    for source in sources:
+        hint = _split_of_file(source.path, pictures.folder) if len(sources) > 1 else None
+        base = source.path if source.path.is_dir() else source.path.parent
+        found = pictures.find(source.of_image, base, hint)
+        for name, texts in source.of_image.items():
+            path = found.get(name)
+            if path is None:
+                corpus.missing.append(name)
+                continue
+            split = source.split_of.get(name, hint)
+            if len(sources) > 1:  # two files may call different pictures the same
+                name = os.path.relpath(path, pictures.folder).replace(os.sep, "/")
+            image = of_path.get(path)
+            if image is None:
+                of_path[path] = _Image(name, path, list(texts), split, source.path)
+                continue
+            _add_captions(corpus, image, texts, source.path)
+            if split and image.split and split != image.split:
+                raise UserError(
+                    f"{path} is in two splits, {image.split} by {image.source} and {split} by "
+                    f"{source.path}: leave it in one."
+                )
+            image.split = image.split or split
+        corpus.counts.update(source.counts)
+        corpus.notes.extend(source.notes)
+    n_images = len(of_path) + len(corpus.missing)
+    if not of_path:
+        raise UserError(
+            f"none of the {n_images:,} images of {corpus.path} is there: looked for "
+            f"{corpus.missing[0]} and the others in {pictures.folder} and the folders below. Put "
+            "the photos there, or name another folder with --data."
         )
-        first = next(candidates, None)
-        if first:
-            found[name] = first
-    return found
+    if len(of_path) < 0.9 * n_images:
+        log.warning(
+            f"warning: {len(corpus.missing):,} of the {n_images:,} images of {corpus.path} are "
+            f"not there, as {corpus.missing[0]}: the others are used. Is {pictures.folder} "
+            "complete?"
+        )
+    if pictures.mended:
+        name, path = next(iter(pictures.mended.items()))
+        corpus.notes.append(
+            f"{len(pictures.mended):,} image(s) found though named otherwise, as {path.name} for "
+            f"{name}"
+        )
+    return list(of_path.values())
 
 
-def _split(names: list[str], captions: Captions, folder: Path) -> tuple[dict[str, str], str]:
-    """Map image names to splits, and say by what; names that are in no list are left out."""
-    if captions.split_of:
-        return captions.split_of, f"{captions.path.name} itself"
-    sources = {place: f"the lists in {place}" for place in (captions.path.parent, folder)}
-    for place, source in (*sources.items(), (PUBLISHED_SPLIT, "Flickr30k's published lists")):
-        split_of = _split_by_lists(names, place)
-        if split_of:
-            return split_of, source
-    return {name: _split_by_hash(name) for name in names}, "a hash of each name, 90/5/5"
+def _add_captions(corpus: Corpus, image: _Image, texts: list[str], source: Path) -> None:
+    """Add captions to an image that is there by another name or from another file."""
+    if source == image.source:
+        corpus.counts["image(s) under a second name, taken as one"] += 1
+        image.captions += texts
+        return
+    new = [text for text in texts if text not in image.captions]
+    corpus.counts["caption(s) in a second file, taken once"] += len(texts) - len(new)
+    image.captions += new
 
 
-def _split_by_lists(names: list[str], place: Path) -> dict[str, str]:
-    """Map image names to splits by lists; without a list for training all others are training."""
-    listed: dict[str, str] = {}
-    has_train = False
-    for split, files in SPLIT_LISTS.items():
-        for path in (place / file for file in files):
-            if path.is_file():
-                has_train |= split == "train"
-                listed |= {line.strip(): split for line in text_lines(path)}
-    if not any(name in listed for name in names):
-        if listed and place.resolve() != PUBLISHED_SPLIT.resolve():
+def _split_of_file(path: Path, folder: Path) -> str | None:
+    """The split that a captions file is about: by its name, or by the folder it is in."""
+    below = path.relative_to(folder).as_posix()
+    return split_of_name(path.stem) or split_of_folders(below)
+
+
+def _split(
+    corpus: Corpus,
+    images: list[_Image],
+    folder: Path,
+    files: Sequence[Path],
+    copy_of: Mapping[Path, Path],
+) -> None:
+    """Put the images into splits, by the first source that says anything about them."""
+    names = [image.name for image in images]
+    split_of, corpus.split_source = _split_by_field(corpus, images)
+    corpus.has_split_field = bool(split_of)
+    for place in dict.fromkeys((corpus.path.parent, folder)):
+        if not split_of:
+            lists = [path for path in files if path.parent == place and path != corpus.path]
+            split_of = _split_by_lists([*names, *corpus.missing], lists)
+            corpus.split_source = f"the lists in {place}"
+    if not split_of:
+        split_of, corpus.split_source = _split_by_folders(images, folder), "the pictures' folders"
+    if not split_of:
+        split_of, corpus.split_source = _published(names), "Flickr30k's published lists"
+    if not split_of:
+        name_of = {image.path: image.name for image in images}
+        split_of = {  # copies go together
+            image.name: _split_by_hash(name_of[copy_of.get(image.path, image.path)])
+            for image in images
+        }
+        corpus.split_source = "a hash of each name, 90/5/5"
+    for image in images:
+        if image.name in split_of:
+            example = Example(image.name, image.path, image.captions)
+            corpus.splits[split_of[image.name]].append(example)
+    corpus.counts["image(s) in no split, left out"] += len(images) - len(corpus.examples)
+
+
+def _with_train(split_of: dict[str, str], names: Iterable[str]) -> dict[str, str]:
+    """The splits; where nothing is for training, all that is in no split is."""
+    if "train" in split_of.values():
+        return split_of
+    return dict.fromkeys(names, "train") | split_of
+
+
+def _split_by_field(corpus: Corpus, images: list[_Image]) -> tuple[dict[str, str], str]:
+    """By what the captions files say, in a field, in their names or in their folders' names."""
+    split_of = {image.name: image.split for image in images if image.split}
+    if not split_of:
+        return {}, ""
+    source = "the captions files" if corpus.path.is_dir() else f"{corpus.path.name} itself"
+    return _with_train(split_of, [image.name for image in images]), source
+
+
+def _split_by_lists(names: list[str], files: Sequence[Path]) -> dict[str, str]:
+    """By text files whose name speaks of a split and whose lines are names of images.
+
+    Raises:
+        UserError: an image is in the lists of two splits.
+    """
+    finder = Finder(names)
+    split_of: dict[str, str] = {}
+    for path in files:
+        split = split_of_name(path.stem) if path.suffix.lower() == ".txt" else None
+        if split is None:
+            continue
+        entries = list(dict.fromkeys(line.strip() for line in text_lines(path)))
+        fitting = {entry: finder.find(entry)[0] for entry in entries}
+        listed_names = [found[0] for found in fitting.values() if len(found) == 1]
+        strangers = [entry for entry, found in fitting.items() if len(found) != 1]
+        if strangers and (
+            listed_names or IMAGE_SUFFIX.search(strangers[0]) or "split" in path.name
+        ):
             log.warning(
-                f"warning: the lists in {place} name none of the images, as {names[0]}: they are "
-                "not used."
+                f"warning: {len(strangers):,} of the {len(entries):,} names in {path} fit no "
+                f"image, as {strangers[0]}; images are called as {names[0]}."
             )
-        return {}
-    if not has_train:
-        listed = dict.fromkeys(names, "train") | listed
-    return {name: listed[name] for name in names if name in listed}
+        for name in listed_names:
+            if split_of.setdefault(name, split) != split:
+                raise UserError(
+                    f"{name} is in the list of {split_of[name]} images and, by {path}, in that of "
+                    f"{split}: leave it in one."
+                )
+    return _with_train(split_of, names) if split_of else {}
+
+
+def _split_by_folders(images: list[_Image], folder: Path) -> dict[str, str]:
+    """By folders called train, val and test, if all pictures are in such a one."""
+    split_of = {
+        image.name: split_of_folders(os.path.relpath(image.path, folder).replace(os.sep, "/"))
+        for image in images
+    }
+    found = {name: split for name, split in split_of.items() if split}
+    return found if len(found) == len(images) and len({*found.values()}) > 1 else {}
+
+
+def _published(names: Sequence[str]) -> dict[str, str]:
+    """By Flickr30k's lists of validation and test images, where these names occur."""
+    split_of = {
+        name: split
+        for split in ("val", "test")
+        for name in text_lines(PUBLISHED_SPLIT / f"split_{split}.txt")
+    }
+    there = {name: split_of[name] for name in names if name in split_of}
+    return _with_train(there, names) if there else {}
 
 
 def _split_by_hash(name: str) -> str:
     """Split 90/5/5 by the name alone, so that an image's split stays when others are added."""
     share = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 16**8
     return "train" if share < 0.90 else "val" if share < 0.95 else "test"
+
+
+def _tell_copies(corpus: Corpus, copy_of: dict[Path, Path]) -> None:
+    """Leave out of training what is also a validation or test picture, by its content.
+
+    Where that would be half of the images or more, the split is told to be wrong instead.
+    """
+    held_out: set[Path] = set()
+    for split in reversed(SPLITS):
+        examples = corpus.splits[split]
+        known = [e for e in examples if copy_of.get(e.path, e.path) in held_out]
+        held_out |= {copy_of.get(e.path, e.path) for e in examples}
+        if len(known) * 2 < len(examples):
+            corpus.counts[f"{split} image(s) left out: copies of images of another split"] += len(
+                known
+            )
+            corpus.splits[split] = [e for e in examples if e not in known]
+        elif known:
+            log.warning(
+                f"warning: {len(known):,} of the {len(examples):,} {split} images of {corpus.path} "
+                f"are copies of images of another split, as {known[0].path}: scores will tell what "
+                "was learned by heart. Is the split right?"
+            )
+    corpus.counts["image(s) with the same picture as another"] += len(copy_of)
+
+
+# ------------------------------------------------------------- looking at a data set: loader.py
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Look at a data set before training on it: what is found, and three of its images."""
+
+    EXAMPLES: ClassVar = ("python loader.py my_photos", "python loader.py my_photos --json")
+
+    data: tuple[Path, ...] = option(
+        (Path("flickr30k_images"),),
+        "folder with captions and photos, or a captions file",
+        group="data",
+        positional=True,
+    )
+    captions: str = option("", "captions file in --data, if it holds several")
+    language: str = option("en", "of the captions, where a file holds several")
+    max_words: int = option(20, "longest caption that the model may write", at_least=1)
+    json: bool = option(False, "print the summary as JSON")
+    seed: int = option(0, "of the choice of three images", at_least=0)
+    quiet: bool = option(False, "no notes, only results and errors", group="run")
+    debug: bool = option(False, "show where an error comes from")
+
+    def __post_init__(self) -> None:
+        cli.check(self)
+        if len(self.data) != 1:
+            raise ValueError("one folder, please: data sets are looked at one by one")
+
+
+def look(settings: Settings) -> None:
+    """Print what training on a data set would learn from."""
+    corpus = load_corpus(settings.data[0], settings.captions, language=settings.language)
+    if settings.json:
+        print(json.dumps(corpus.summary(), ensure_ascii=False))
+    else:
+        print(corpus.describe())
+        examples = corpus.examples
+        for example in random.Random(settings.seed).sample(examples, k=min(3, len(examples))):
+            print(f"\n{example.path}", *(f"  {text}" for text in example.captions), sep="\n")
+    corpus.require_for_training(few=metrics.FEW, max_words=settings.max_words)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Look at the data set that the command line names; the exit status."""
+    settings, _ = cli.parse(Settings, argv)
+    return cli.run(lambda: look(settings), settings)

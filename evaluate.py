@@ -134,12 +134,16 @@ def _corpus(settings: Settings, trained: Checkpoint) -> Corpus:
         captions_name = "" if settings.data else trained.settings["captions"]
     if not settings.data and not data.exists():
         raise UserError(f"{data}, where the model was trained, is not there: give --data.")
-    corpus = load_corpus(data, captions_name)
+    corpus = load_corpus(data, captions_name, language=trained.settings["language"])
     log.info(corpus.describe())
+    if corpus.is_predicted:
+        raise UserError(
+            f"a model wrote the captions of {corpus.path}: give people's with --captions, or --data."
+        )
     if not corpus.splits[settings.split]:
         filled = ", ".join(split for split, images in corpus.splits.items() if images)
         raise UserError(
-            f"the {settings.split} split of {corpus.captions.path} is empty: give --split {filled}."
+            f"the {settings.split} split of {corpus.path} is empty: give --split {filled}."
         )
     return corpus
 

@@ -1,20 +1,24 @@
 import json
+import os
+import random
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from captions import find_captions, read_captions
+from captions import read_captions, split_of_folders, split_of_name
 from cli import UserError
-from corpus import load_corpus
+from tables import UnknownFormat
 
 ROOT = Path(__file__).parents[1]
 
-# ------------------------------------------------------------------------- captions files
+# ---------------------------------------------------------------------------------- formats
 
-WANTED = {"a.jpg": ["A dog runs .", "One, two ."], "b.jpg": ["NA", "null"]}
+WANTED = {"a.jpg": ["A dog runs .", "One, two ."], "b.jpg": ["NA", "null ."]}
 ROWS = [(name, caption) for name, captions in WANTED.items() for caption in captions]
 
 
@@ -33,36 +37,91 @@ def coco(rows, **options):
     return json.dumps({"info": {}, "images": images, "annotations": annotations}, **options)
 
 
+def rows_of(separator, header):
+    rows = [f'"{c}"' if separator in c else c for _, c in [*ROWS, ("", "")]]
+    names = [*(name for name, _ in ROWS), "c.jpg"]
+    return "\n".join([header, *map(separator.join, zip(names, rows, strict=True))]) + "\n"
+
+
 # Each format with the same captions and one that is empty.
 FORMATS = {
     "results.csv": "image_name| comment_number| comment\na.jpg| 0| A dog runs .\n"
-    "a.jpg| 1|  One,  two .\nb.jpg| 0| NA\nb.jpg| 1| null\nc.jpg| 0|  \n",
+    "a.jpg| 1|  One,  two .\nb.jpg| 0| NA\nb.jpg| 1| null .\nc.jpg| 0|  \n",
     "results.csv without header": "a.jpg| 0| A dog runs .\na.jpg| 1| One, two .\n"
-    "b.jpg| 0| NA\nb.jpg| 1| null\nb.jpg| 2| \n",
-    "token": "a.jpg#0\tA dog runs .\na.jpg#1\tOne, two .\nb.jpg#0\tNA\nb.jpg#1\tnull\nc.jpg#0\t\n",
+    "b.jpg| 0| NA\nb.jpg| 1| null .\nb.jpg| 2| \n",
+    "bars without numbers": rows_of("|", "image_name|comment"),
+    "token": "a.jpg#0\tA dog runs .\na.jpg#1\tOne, two .\nb.jpg#0\tNA\nb.jpg#1\tnull .\n"
+    "c.jpg#0\t\n",
+    "token with blanks": "a.jpg#0 A dog runs .\na.jpg#1 One, two .\nb.jpg#0 NA\nb.jpg#1 null .\n"
+    "c.jpg#0  \n",
     "captions.txt": 'image,caption\na.jpg,A dog runs .\na.jpg,"One, two ."\nb.jpg,NA\n'
-    "b.jpg,null\nc.jpg,\n",
+    "b.jpg,null .\nc.jpg,\n",
     "metadata.csv": '"file_name","text"\n"a.jpg","A dog runs ."\n"a.jpg","One, two ."\n'
-    '"b.jpg","NA"\n"b.jpg","null"\n"c.jpg",""\n',
+    '"b.jpg","NA"\n"b.jpg","null ."\n"c.jpg",""\n',
+    "tabs": rows_of("\t", "Image Name\tCaptions"),
+    "semicolons": rows_of(";", "filepath;title"),
+    "sep": "sep=;\n" + rows_of(";", "img;prompt"),
+    "single quotes": "image,caption\n'a.jpg','A dog runs .'\n'a.jpg','One, two .'\n"
+    "'b.jpg','NA'\n'b.jpg','null .'\n'c.jpg',''\n",
+    "blanks after commas": 'path, caption\na.jpg, A dog runs .\na.jpg, "One, two ."\n'
+    "b.jpg, NA\nb.jpg, null .\nc.jpg, \n",
+    "two columns": 'image,caption,caption\na.jpg,A dog runs .,"One, two ."\nb.jpg,NA,null .\n'
+    "c.jpg,,\n",
+    "numbered columns": 'image,caption_1,caption_2\na.jpg,A dog runs .,"One, two ."\n'
+    "b.jpg,NA,null .\nc.jpg,,\n",
+    "languages": "image,caption_en,caption_fr\na.jpg,A dog runs .,Un chien\n"
+    'a.jpg,"One, two .",Un\nb.jpg,NA,NA\nb.jpg,null .,null\nc.jpg,,\n',
+    "without header": 'a.jpg;A dog runs .\na.jpg;"One, two ."\nb.jpg;NA\nb.jpg;null .\nc.jpg;\n',
     "metadata.jsonl": '{"file_name": "a.jpg", "text": ["A dog runs .", "One, two ."]}\n'
-    '{"file_name": "b.jpg", "text": "NA"}\n\n{"text": ["null", ""], "file_name": "b.jpg"}\n',
+    '{"file_name": "b.jpg", "text": "NA"}\n\n{"text": ["null .", ""], "file_name": "b.jpg"}\n'
+    '{"file_name": "c.jpg"}\n',
+    "jsonl of languages": '{"image": "a.jpg", "text": {"fr": "x", "en": ["A dog runs .", '
+    '"One, two ."]}}\n{"image": "b.jpg", "text": {"en_US": "NA", "fr": "x"}}\n'
+    '{"image": "b.jpg", "text": {"en": "null ."}}\n{"image": "c.jpg", "text": {"en": null}}\n',
+    "list": json.dumps([{"image": n, "caption": c} for n, c in [*WANTED.items(), ("c.jpg", "")]]),
+    "list below a key": json.dumps(
+        {"info": 5, "data": [{"img": n, "text": c} for n, c in [*WANTED.items(), ("c", None)]]}
+    ),
+    "list of objects": json.dumps(
+        [{"image": n, "captions": [{"raw": c} for c in cs]} for n, cs in WANTED.items()]
+        + [{"image": "c.jpg", "captions": [None]}]
+    ),
+    "names to captions": json.dumps({**WANTED, "c.jpg": [""]}),
     "karpathy": karpathy([*WANTED.items(), ("c.jpg", [""])]),
     "coco": coco([*ROWS, ("c.jpg", "")]),
     "coco, indented": coco([("c.jpg", " "), *ROWS], indent=1),
 }
 
 
-@pytest.mark.parametrize("way", ["plain", "BOM", "CRLF", "BOM and CRLF"])
+@pytest.mark.parametrize("way", ["plain", "BOM", "CRLF", "CR", "UTF-16", "UTF-16 without mark"])
 @pytest.mark.parametrize("text", FORMATS.values(), ids=FORMATS)
 def test_each_format_is_recognised_by_content(tmp_path, text, way):
     """Captions "NA" and "null" are words: pandas took them for missing values."""
-    text = ("\ufeff" if "BOM" in way else "") + text
+    text = text.replace("\n", {"CRLF": "\r\n", "CR": "\r"}.get(way, "\n"))
+    encoding = {"BOM": "utf-8-sig", "UTF-16": "utf-16", "UTF-16 without mark": "utf-16-be"}
     path = tmp_path / "something.txt"
-    path.write_bytes((text.replace("\n", "\r\n") if "CRLF" in way else text).encode())
+    path.write_bytes(text.encode(encoding.get(way, "utf-8")))
     captions = read_captions(path)
     assert captions.of_image == WANTED
-    assert (captions.n_skipped, captions.n_repaired) == (1, 0)
-    assert find_captions(tmp_path) == path
+    assert captions.counts == {"row(s) without a caption": 1}
+    assert not captions.is_predicted
+
+
+def test_parquet_is_read_as_other_tables_are(tmp_path):
+    pytest.importorskip("pyarrow")
+    import pandas as pd
+
+    table = pd.DataFrame(
+        {
+            "image": [{"bytes": b"", "path": name} for name in [*WANTED, "c.jpg"]],
+            "caption": [*WANTED.values(), [None]],
+        }
+    )
+    table.to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    assert read_captions(tmp_path / "train-00000-of-00001.parquet").of_image == WANTED
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"bad\.parquet cannot be read as parquet"):
+        read_captions(tmp_path / "bad.parquet")
 
 
 def test_a_row_without_its_second_bar_is_repaired(tmp_path):
@@ -75,86 +134,99 @@ def test_a_row_without_its_second_bar_is_repaired(tmp_path):
     captions = read_captions(path)
     assert captions.of_image["21.jpg"] == ["A dog .", "A dog runs across the grass ."]
     assert captions.of_image["22.jpg"] == ["2 dogs | one cat ."]
-    assert (captions.n_repaired, captions.n_skipped) == (1, 1)
+    assert captions.counts == {"malformed row(s) repaired": 1, "malformed row(s)": 1}
 
+
+def test_coco_joins_ids_as_text_and_counts_orphans(tmp_path):
+    """An annotation whose image was deleted from the file ended the reading."""
+    content = {
+        "images": [{"id": "1", "file_name": "a.jpg"}],
+        "annotations": [{"image_id": 1, "caption": "x"}, {"image_id": 2, "caption": "y"}],
+    }
+    path = tmp_path / "captions_train.json"
+    path.write_text(json.dumps(content))
+    captions = read_captions(path)
+    assert captions.of_image == {"a.jpg": ["x"]}
+    assert captions.counts == {"annotation(s) of an image that is not listed": 1}
+
+
+def test_one_caption_in_several_columns_is_taken_and_the_rest_is_told(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("file_name,text,caption\na.jpg,OCR,a dog\n")
+    captions = read_captions(path)
+    assert captions.of_image == {"a.jpg": ["a dog"]}
+    assert captions.notes == ["captions are caption, while text is left out"]
+    path.write_text('{"file_name": "a.jpg", "text": "OCR", "caption": "a dog"}\n')
+    assert read_captions(path).of_image == {"a.jpg": ["a dog"]}
+
+
+def test_the_words_of_a_caption_are_joined(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([{"image": "a", "caption": ["a", "red", "ball"]}]))
+    assert read_captions(path).of_image == {"a": ["a red ball"]}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_what_a_model_wrote_is_known_and_can_be_read(tmp_path, kind):
+    path = tmp_path / f"x.{kind}"
+    path.write_text(
+        "image,rank,caption,log_prob\na.jpg,1,x,-3.0\n"
+        if kind == "csv"
+        else '{"image": "a.jpg", "rank": 1, "caption": "x", "log_prob": -4.9}\n'
+    )
+    captions = read_captions(path)
+    assert captions.is_predicted
+    assert captions.of_image == {"a.jpg": ["x"]}
+    path.write_text(json.dumps([{"image_id": 5, "caption": "x"}]))  # coco-caption's results
+    assert read_captions(path).is_predicted
+
+
+def test_entities_and_surrogates_become_text(tmp_path):
+    """Flickr30k has "&amp ;"; a lone surrogate could not be written to any file."""
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"image": "a\\ud800", "text": "red &amp ; a\\ud83d A&amp;M &lt;3"}\n')
+    assert read_captions(path).of_image == {"a?": ["red & a? A&M <3"]}
+
+
+# ----------------------------------------------------------------------------------- splits
 
 SAID = {
     **{"a.jpg": "train", "b.jpg": "validation", "c.jpg": "test", "d.jpg": "restval"},
     **{"e.jpg": "Valid", "f.jpg": " training"},
 }
-SPLITS_SAID = {
-    "json": json.dumps({"images": [json.loads(karpathy([(name, ["x"])], split=split))["images"][0]
-                                   for name, split in SAID.items()]}),
-    "jsonl": "".join(json.dumps({"file_name": name, "text": "x", "split": split}) + "\n"
-                     for name, split in SAID.items()),
-    "csv": "file_name,text,split\n" + "".join(f"{n},x,{split}\n" for n, split in SAID.items()),
-}  # fmt: skip
 
 
-@pytest.mark.parametrize("suffix", SPLITS_SAID)
-def test_splits_in_the_file(tmp_path, suffix):
-    path = tmp_path / f"captions.{suffix}"
-    path.write_text(SPLITS_SAID[suffix])
-    captions = read_captions(path)
+@pytest.mark.parametrize("key", ["split", "partition", "Subset", "whatever"])
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv"])
+def test_splits_in_the_file(tmp_path, kind, key):
+    """A column of any name that holds nothing but names of splits is one."""
+    rows = [{"file_name": name, "text": "x", key: split} for name, split in SAID.items()]
+    path = tmp_path / f"captions.{kind}"
+    path.write_text(
+        json.dumps({"images": rows})
+        if kind == "json"
+        else "".join(json.dumps(row) + "\n" for row in rows)
+        if kind == "jsonl"
+        else "\n".join([f"file_name,text,{key}", *(",".join(row.values()) for row in rows)])
+    )
     wanted = {"a.jpg": "train", "b.jpg": "val", "c.jpg": "test", "d.jpg": "train"}
-    assert captions.split_of == {**wanted, "e.jpg": "val", "f.jpg": "train"}
+    assert read_captions(path).split_of == {**wanted, "e.jpg": "val", "f.jpg": "train"}
 
 
-def test_karpathys_coco_names_pictures_by_folder(tmp_path):
-    """The same file name in two folders is two pictures."""
-    for folder in ("train2014", "val2014"):
-        (tmp_path / "coco" / folder).mkdir(parents=True)
-        (tmp_path / "coco" / folder / "1.jpg").touch()
-    images = [
-        json.loads(karpathy([("1.jpg", [split])], filepath=f"{split}2014", split=split))["images"]
-        for split in ("train", "val")
-    ]
-    text = json.dumps({"images": [*images[0], *images[1]]})
-    (tmp_path / "coco" / "dataset_coco.json").write_text(text)
-    splits = load_corpus(tmp_path).splits
-    found = [(e.path.parent.name, e.captions) for e in splits["train"] + splits["val"]]
-    assert found == [("train2014", ["train"]), ("val2014", ["val"])]
+def test_a_split_that_rows_disagree_on_is_refused(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("image,caption,split\na.jpg,x,train\na.jpg,y,val\n")
+    with pytest.raises(UserError, match=r"x.csv puts a.jpg into two splits, train and val"):
+        read_captions(path)
 
 
-def test_coco_train_and_val_are_read_together(tmp_path):
-    (tmp_path / "annotations").mkdir()
-    names = {split: [f"{split}{i}.jpg" for i in range(3)] for split in ("train", "val")}
-    for split in names:
-        path = tmp_path / "annotations" / f"captions_{split}2017.json"
-        path.write_text(coco([(name, "x") for name in names[split]]))
-        (tmp_path / f"{split}2017").mkdir()
-        for name in names[split]:
-            (tmp_path / f"{split}2017" / name).touch()
-    corpus = load_corpus(tmp_path)
-    found = {split: [e.name for e in examples] for split, examples in corpus.splits.items()}
-    assert found == {**names, "test": []}
+def test_names_that_speak_of_a_split():
+    names = ["captions_train2017", "Flickr_8k.devImages", "restval", "train_val", "strain", "x"]
+    assert [split_of_name(n) for n in names] == ["train", "val", "train", None, None, None]
+    assert split_of_folders("data/train2014/images/test.jpg") == "train"
 
 
-def test_cocos_other_annotations_are_no_captions(tmp_path):
-    """They lie beside the captions in COCO's zip, and hold images and annotations as well."""
-    names = ["captions_train2017.json", "captions_val2017.json", "instances_val2017.json"]
-    for name in names:
-        text = coco([(f"{name}.jpg", "x")])
-        (tmp_path / name).write_text(text.replace("caption", "bbox") if "inst" in name else text)
-    assert find_captions(tmp_path).name == names[0]
-
-
-def test_a_file_of_another_kind_does_not_end_the_search(tmp_path, caplog):
-    (tmp_path / "log.json").write_text('{"half": ')
-    with pytest.raises(UserError, match="no valid JSON"):
-        find_captions(tmp_path)
-    (tmp_path / "mine.csv").write_text("image,caption\na.jpg,x\n")
-    assert find_captions(tmp_path).name == "mine.csv"
-    assert "log.json is no valid JSON" in caplog.text  # it may have been meant
-
-
-def test_several_files_that_are_not_cocos_have_to_be_chosen_from(tmp_path):
-    """The second was left out without a word."""
-    for name in ("captions_en.csv", "captions_fr.csv"):
-        (tmp_path / name).write_text("image,caption\na.jpg,x\n")
-    with pytest.raises(UserError, match="Choose one with --captions"):
-        find_captions(tmp_path)
-
+# ------------------------------------------------------------------------------------ errors
 
 LATIN = "un garçon".encode("latin-1")
 
@@ -162,26 +234,46 @@ LATIN = "un garçon".encode("latin-1")
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "no format known here"),
-        (b"name;caption\na.jpg;x\n", "no format known here"),
-        (b"\xff\xd8\xff\xe0 a picture", "no format known here"),
-        (b'{"weights": [1, 2]}', "no format known here"),
-        (b'{"images": {"a.jpg": "x"}}', "no format known here"),
-        (b'{"images": 5}', "no format known here"),
-        (b'{"images": [{"id": 1}], "annotations": [5]}', "no format known here"),
-        (b'{"images": [{"file', "JSON"),
-        (b'{"images": [{"sentences": [{"raw": "x"}]}]}', "filename"),
-        (b'{"file_name": "a.jpg", "text": "x"}\n{"file_na\n', "damaged"),
-        (b'{"file_name": "a.jpg", "label": 3}\n', "text"),
+        (b"", "is empty"),
+        (b"name;caption\na.jpg;x\n", "read with semicolons between columns, has name, caption"),
+        (b"image,label\na.jpg,x\n", "has image, label"),
+        (b"\xff\xd8\xff\xe0 a \0 picture", "no text"),
+        (b'{"weights": [1, 2]}', "its keys are weights"),
+        (b'{"images": {"a.jpg": "x"}}', "its keys are images"),
+        (b'{"images": [{"id": 1}], "annotations": [5]}', "its keys are images, annotations"),
+        (b'{"images": [{"id": 1, "file_name": "a.jpg"}]}', "its keys are images"),
+        (b'{"images": [{"file', "no valid JSON"),
+        (b'{"images": [{"sentences": [{"raw": "x"}]}]}', "its keys are images"),
+        (b'{"file_name": "a.jpg", "text": "x"}\n{"file_na\n', "line 2 is no valid JSON"),
+        (b'{"file_na\n{"file_name": "a.jpg", "text": "x"}\n{"b": 1}\n', "line 1 is no valid JSON"),
+        (
+            b'{"file_name": "a.jpg", "text": "x"}\n\n[1]\n',
+            "line 3 is no valid JSON: it is no object",
+        ),
+        (b'{"file_name": "a.jpg", "label": 3}\n', "file_name, label"),
+        (b'{"file_name": "a.jpg", "text": 3}\n', "line 1: text is 3, not a caption"),
+        (
+            b'{"file_name": "a.jpg", "text": "x"}\n{"file_name": [1], "text": "x"}',
+            "line 2: file_na",
+        ),
+        (b'[{"image": "a", "text": "x"}, {"image": "b", "text": true}]', "item 2: text is True"),
+        (b'{"image": "a", "text": {"de": "x", "fr": "y"}}', "text has de, fr and no en"),
         (b"image,caption\n", "no captions"),
-        (b"image,caption\na.jpg,one, two\n", "in quotes"),
-        (b"image,caption\na.jpg,one\nb.jpg,one, two\n", "in quotes"),
-        (b'image,caption\na.jpg,"one\nb.jpg,two\n', "in quotes"),
-        (b"a.jpg| 0| " + LATIN, "not UTF-8"),
-        (b"a.jpg#0\t" + LATIN, "not UTF-8"),
-        (b"image,caption\na.jpg," + LATIN, "not UTF-8"),
-        (b'{"file_name": "a.jpg", "text": "' + LATIN + b'"}', "not UTF-8"),
-        (b'{"images": [{"filename": "a.jpg", "sentences": [{"raw": "' + LATIN, "not UTF-8"),
+        (b"image,caption\na.jpg,\n", "1 row(s) without a caption"),
+        (b"image,caption\na.jpg,one\nb.jpg,one, two\n", "line 3: it has 3 fields, the header 2"),
+        (b"image,caption,by\na.jpg,one,me\nb.jpg,one, two\n", "line 3: a separator seems to cut"),
+        (b'image,caption\na.jpg,one\nb.jpg,"two\nc.jpg,three\n', "line 3: a quote opens there"),
+        (
+            b'image,caption\na.jpg,one\nb.jpg,"two\nc.jpg,three\nd.jpg,"four\ne.jpg,"five"\n',
+            "line 3: a quote opens there",
+        ),
+        (
+            b'image,caption\na.jpg,"one\nb.jpg,two\nc.jpg,""three"\nd.jpg,four\n',
+            "line 2: a quote opens there that swallows",
+        ),
+        ("a.jpg#0\tun garçon\n".encode() * 3 + b"b.jpg#0\t" + LATIN, "not UTF-8 text in line 4"),
+        (b"[" * 100_000, "nested too deep"),
+        (b'[{"image": "a", "text": ' + b'[{"raw":' * 240 + b"1" + b"}]" * 240 + b"}]", "too deep"),
     ],
 )
 def test_an_unreadable_captions_file_is_named_with_the_reason(tmp_path, content, words):
@@ -193,41 +285,46 @@ def test_an_unreadable_captions_file_is_named_with_the_reason(tmp_path, content,
     assert "\n" not in str(caught.value)
 
 
-def test_looking_for_captions_says_what_to_do(tmp_path):
-    with pytest.raises(UserError, match=r"no folder .*here: .*--data.*--demo"):
-        find_captions(tmp_path / "here")
-    (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(UserError, match=r"no captions file in .*--data.*--demo"):
-        find_captions(tmp_path)
-    (tmp_path / "captions.txt").write_text("file,text\na.jpg,x\n")
-    with pytest.raises(UserError, match=r"captions.txt is there, but in none of the formats"):
-        find_captions(tmp_path)
-    (tmp_path / "captions.txt").unlink()
-    for name in ("one.csv", "two.csv"):
-        (tmp_path / name).write_text("image,caption\na.jpg,x\n")
-    with pytest.raises(UserError, match=r"one.csv, two.csv. Choose one with --captions"):
-        find_captions(tmp_path)
-    with pytest.raises(UserError, match=r"no captions file .*three.csv: .*--captions"):
-        load_corpus(tmp_path, "three.csv")
-    with pytest.raises(UserError, match=r"none of the 1 images of .*two.csv .*a.jpg.*--data"):
-        load_corpus(tmp_path, "two.csv")
-    (tmp_path / "a.jpg").touch()
-    assert load_corpus(tmp_path, "two.csv").captions.path.name == "two.csv"
-    assert load_corpus(tmp_path / "one.csv").captions.path.name == "one.csv"
-    with pytest.raises(UserError, match=r"one.csv: leave --captions out"):
-        load_corpus(tmp_path / "one.csv", "two.csv")
-    (tmp_path / "captions.txt").write_text("image,caption\na.jpg,x\n")
-    assert find_captions(tmp_path).name == "captions.txt"  # well known: no need to choose
+@pytest.mark.parametrize("text", ["a.jpg| 0| {}", "a.jpg#0\t{}", "image,caption\na.jpg,{}"])
+def test_windows_1252_is_read_and_told(tmp_path, text):
+    path = tmp_path / "x.csv"
+    path.write_bytes(text.format("un garçon à côté").encode("cp1252"))
+    captions = read_captions(path)
+    assert captions.of_image == {"a.jpg": ["un garçon à côté"]}
+    assert captions.notes == ["x.csv is no UTF-8: read as Windows-1252"]
 
 
-def test_captions_in_the_folder_go_before_those_below(tmp_path):
-    for place in (tmp_path, tmp_path / "below"):
-        place.mkdir(exist_ok=True)
-        (place / "results.csv").write_text("a.jpg| 0| x\n")
-    assert find_captions(tmp_path) == tmp_path / "results.csv"
+def test_tabs_with_quotes_that_are_mere_characters(tmp_path):
+    path = tmp_path / "x.tsv"
+    path.write_text('image\tcaption\na.jpg\t"Hi" , he said\nb.jpg\tsix inches: 6"\n')
+    assert read_captions(path).of_image == {
+        "a.jpg": ['"Hi" , he said'],
+        "b.jpg": ['six inches: 6"'],
+    }
 
 
-def test_reading_captions_needs_pandas_for_csv_only(tmp_path):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x,y" * 200_000 + "\n1",
+        "a.jpg| 0|" + " " * 2_000 + "\n" + "|" * 2_000 + "\n" + " " * 2_000,
+        "a.jpg#" + "1" * 100_000,
+        "image,caption\n" + '"' * 99_999,
+    ],
+    ids=["columns", "blanks", "digits", "quotes"],
+)
+def test_odd_files_take_no_time(tmp_path, text):
+    """A row of 2,000 blanks took a cubic time."""
+    path = tmp_path / "x.csv"
+    path.write_text(text)
+    code = "import sys, captions; captions.read_captions(captions.Path(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, timeout=20, text=True
+    )
+    assert re.search(r"^(cli\.UserError|tables\.UnknownFormat):", done.stderr, re.MULTILINE)
+
+
+def test_reading_captions_loads_nothing_large(tmp_path):
     (tmp_path / "captions.token").write_text("a.jpg#0\tx\n")
     code = (
         "import sys, captions; captions.read_captions(captions.Path(sys.argv[1])); "
@@ -236,3 +333,97 @@ def test_reading_captions_needs_pandas_for_csv_only(tmp_path):
     command = [sys.executable, "-c", code, tmp_path / "captions.token"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     assert done.stdout.split() == [b"set()"]
+
+
+# --------------------------------------------------------------------- whatever people write
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="&"), min_size=1, max_size=40)
+NAMES = st.from_regex(r"[\w][\w .()-]{0,20}\.(jpg|png|JPEG)", fullmatch=True)
+
+
+@settings(max_examples=int(os.environ.get("FUZZ", 60)), deadline=None)
+@given(
+    rows=st.lists(st.tuples(NAMES, TEXTS), min_size=2, max_size=8),
+    kind=st.sampled_from(
+        ["csv", "tsv", "semicolons", "jsonl", "list", "karpathy", "coco", "names"]
+    ),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+)
+def test_what_is_written_is_read_back_or_refused(tmp_path_factory, rows, kind, encoding):
+    """With any names and texts, quoted as the csv module quotes."""
+    import csv
+    import io
+
+    wanted: dict[str, list[str]] = {}
+    for name, text in rows:
+        if " ".join(text.split()):
+            wanted.setdefault(name.strip(), []).append(" ".join(text.split()))
+    if kind in ("csv", "tsv", "semicolons"):
+        file = io.StringIO()
+        separator = {"csv": ",", "tsv": "\t", "semicolons": ";"}[kind]
+        csv.writer(file, delimiter=separator).writerows([("image", "caption"), *rows])
+        text = file.getvalue()
+    else:
+        objects = [{"image": name, "caption": text} for name, text in rows]
+        text = {
+            "jsonl": "\n".join(map(json.dumps, objects)),
+            "list": json.dumps(objects),
+            "karpathy": karpathy([(name, [text]) for name, text in rows]),
+            "coco": coco(rows),
+            "names": json.dumps(
+                {n: [t for m, t in rows if m.strip() == n.strip()] for n, _ in rows}
+            ),
+        }[kind]
+    path = tmp_path_factory.mktemp("written") / "captions.txt"
+    path.write_text(text, encoding=encoding, newline="")
+    try:
+        captions = read_captions(path)
+    except UserError:
+        return
+    if kind == "names":  # single words are one caption
+        for name, texts in wanted.items():
+            given_texts = [text for other, text in rows if other.strip() == name]
+            if len(given_texts) > 1 and all(len(text.split()) == 1 for text in given_texts):
+                wanted[name] = [" ".join(texts)]
+    assert captions.of_image == wanted
+
+
+def test_damaged_captions_files_are_read_or_refused(tmp_path):
+    """Bytes changed, cut, doubled and moved: nothing but the project's own errors."""
+    rng = random.Random(0)
+    path = tmp_path / "captions.txt"
+    sources = [text.encode() for text in FORMATS.values()]
+    for _ in range(int(os.environ.get("FUZZ", 400))):
+        data = bytearray(rng.choice(sources))
+        for _ in range(rng.randint(1, 4)):
+            at, other = rng.randrange(len(data)), rng.randrange(len(data))
+            change = rng.randrange(5)
+            if change == 0:
+                data[at] = rng.choice(b'",|\t\n\r\\{}[]:#;\0\xff 0a')
+            elif change == 1:
+                del data[min(at, other) : max(at, other)]
+            elif change == 2:
+                data[at:at] = data[min(at, other) : max(at, other)]
+            elif change == 3:
+                data[at:at] = rng.choice(
+                    [b"null", b"1e999", b"\xed\xa0\x80", b'"', b"\n", b"{}", b"-1", b"[[[["]
+                )
+            data = data or bytearray(b" ")
+        path.write_bytes(data)
+        try:
+            captions = read_captions(path)
+        except UserError:
+            continue
+        assert all(captions.of_image.values())
+        json.dumps(captions.of_image, ensure_ascii=False).encode()
+
+
+def test_a_file_that_is_no_captions_is_told_apart_from_one_that_is_damaged(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('{"a": 1}')
+    with pytest.raises(UnknownFormat):
+        read_captions(path)
+    path.write_text('{"a": 1')
+    with pytest.raises(UserError, match="no valid JSON") as caught:
+        read_captions(path)
+    assert not isinstance(caught.value, UnknownFormat)

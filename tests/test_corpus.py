@@ -30,62 +30,12 @@ def test_pictures_in_nested_folders_are_found_and_missing_ones_counted(tmp_path,
     (tmp_path / "flickr30k_images/deeper/3.jpg").unlink()
     corpus = load_corpus(tmp_path)
     assert set().union(*names_of(corpus).values()) == {"0.jpg", "1.jpg", "2.jpg", "4.jpg"}
-    assert corpus.n_missing == 1
-    assert "1 images missing" in corpus.describe()
-    assert "warning: 1 of the" in caplog.text
+    assert corpus.missing == ["3.jpg"]
+    assert "1 images missing, as 3.jpg, left out" in corpus.describe()
+    assert "warning: 1 of the 5 images" in caplog.text
 
 
-@pytest.mark.parametrize("copy", ["pictures/pictures", "a/b"])
-def test_a_second_copy_of_the_pictures_does_not_count(tmp_path, copy):
-    """Kaggle's zip of Flickr30k holds each picture twice; the shallowest is meant."""
-    (tmp_path / copy).mkdir(parents=True)
-    for i in range(4):
-        (tmp_path / copy / f"{i}.jpg").touch()
-    corpus = corpus_of(tmp_path, [f"{i}.jpg" for i in range(4)], captions_each=2)
-    examples = list(itertools.chain(*corpus.splits.values()))
-    assert sorted(e.path for e in examples) == [tmp_path / f"pictures/{i}.jpg" for i in range(4)]
-    assert all(len(e.captions) == 2 for e in examples)
-
-
-def test_pictures_of_the_same_name_in_two_folders_are_told_apart(tmp_path):
-    """Both names once got the first of the two pictures."""
-    (tmp_path / "captions.csv").write_text("image,caption\ncats/1.jpg,cat\ndogs/1.jpg,dog\n")
-    for place in ("photos/cats", "photos/dogs"):
-        (tmp_path / place).mkdir(parents=True)
-        (tmp_path / place / "1.jpg").touch()
-    corpus = load_corpus(tmp_path)
-    found = {e.captions[0]: e.path.parent.name for s in corpus.splits.values() for e in s}
-    assert found == {"cat": "cats", "dog": "dogs"}
-    (tmp_path / "photos/dogs/1.jpg").unlink()
-    assert load_corpus(tmp_path).n_missing == 1
-
-
-def test_the_shallowest_picture_is_meant_in_the_current_folder_too(tmp_path, monkeypatch):
-    """There a path is the bare name, without a folder before it."""
-    monkeypatch.chdir(tmp_path)
-    Path("captions.csv").write_text("image,caption\na.jpg,cat\n")
-    Path("thumbs").mkdir()
-    for place in ("a.jpg", "thumbs/a.jpg"):
-        Path(place).touch()
-    splits = load_corpus(Path()).splits
-    assert [e.path for examples in splits.values() for e in examples] == [Path("a.jpg")]
-
-
-def test_a_picture_is_found_by_its_last_part_where_that_is_enough(tmp_path):
-    (tmp_path / "captions.csv").write_text("image,caption\n/home/else/1.jpg,cat\n")
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos/1.jpg").touch()
-    assert load_corpus(tmp_path).n_missing == 0
-
-
-def test_pictures_behind_a_link_to_their_folder_are_found(tmp_path):
-    """Who keeps the photos elsewhere links to them."""
-    for folder in ("elsewhere", "data"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "elsewhere/a.jpg").touch()
-    (tmp_path / "data/pictures").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "data/captions.token").write_text("a.jpg#0\tx\n")
-    assert load_corpus(tmp_path / "data").n_missing == 0
+# ----------------------------------------------------------------------------------- splits
 
 
 def test_hash_split_is_by_image_stable_and_90_5_5(tmp_path):
@@ -102,7 +52,7 @@ def test_hash_split_is_by_image_stable_and_90_5_5(tmp_path):
 def test_lists_beside_the_captions(tmp_path):
     names = [f"{i}.jpg" for i in range(6)]
     corpus_of(tmp_path, names)
-    (tmp_path / "split_val.txt").write_bytes(b"0.jpg\r\n\r\n1.jpg \r\nnot here.jpg\r\n")
+    (tmp_path / "split_val.txt").write_bytes(b"0.jpg\r\n\r\n1.jpg \r\n")
     (tmp_path / "Flickr_8k.testImages.txt").write_text("2.jpg")
     corpus = load_corpus(tmp_path)  # without a list for training: all the others
     rest = {"val": {"0.jpg", "1.jpg"}, "test": {"2.jpg"}}
@@ -116,21 +66,60 @@ def test_lists_beside_the_captions(tmp_path):
     assert names_of(load_corpus(tmp_path))["test"] == set(names)
 
 
+def test_lists_that_call_images_otherwise(tmp_path, caplog):
+    """Half of a test list was trained on because of `.JPG`."""
+    corpus_of(tmp_path, [f"{i}.jpg" for i in range(9)])
+    (tmp_path / "my test images.txt").write_text("0.jpg\n1.JPG\n2\nimages/3.jpg\n")
+    assert names_of(load_corpus(tmp_path))["test"] == {"0.jpg", "1.jpg", "2.jpg", "3.jpg"}
+    assert not caplog.text
+    (tmp_path / "split_val.txt").write_text("4.jpg\nnot here.jpg\n")
+    assert names_of(load_corpus(tmp_path))["val"] == {"4.jpg"}
+    assert "1 of the 2 names in" in caplog.text
+    assert "fit no image, as not here.jpg; images are called as 0.jpg" in caplog.text
+
+
+def test_lists_that_name_nothing_are_told(tmp_path, caplog):
+    (tmp_path / "split_val.txt").write_text("x\ny\n")
+    (tmp_path / "test notes.txt").write_text("what was tested\n")  # no list at all
+    corpus = corpus_of(tmp_path, ["0.jpg", "1.jpg"])
+    assert "hash" in corpus.split_source
+    assert caplog.text.count("fit no image") == 1
+
+
+def test_an_image_in_the_lists_of_two_splits_is_refused(tmp_path):
+    corpus_of(tmp_path, ["0.jpg", "1.jpg"])
+    (tmp_path / "split_val.txt").write_text("0.jpg\n")
+    (tmp_path / "split_test.txt").write_text("0.JPG\n")
+    with pytest.raises(UserError, match=r"0\.jpg is in the list of .* and, by .*split_"):
+        load_corpus(tmp_path)
+
+
 def test_images_in_no_split_are_counted(tmp_path):
     names = [f"{i}.jpg" for i in range(6)]
     corpus_of(tmp_path, names)
     (tmp_path / "captions.token").unlink()
     rows = [f"{name},x,{'train' if name < '4' else 'spare'}" for name in names]
     (tmp_path / "captions.csv").write_text("\n".join(["image,caption,split", *rows]))
-    assert "4 train, 0 val, 0 test, 2 in no split" in load_corpus(tmp_path).describe()
+    corpus = load_corpus(tmp_path)
+    assert names_of(corpus)["train"] == {"0.jpg", "1.jpg", "2.jpg", "3.jpg"}
+    assert "2 image(s) in no split, left out" in corpus.describe()
+    rows = [f"{name},x,{'val' if name < '2' else ''}" for name in names]  # none for training
+    (tmp_path / "captions.csv").write_text("\n".join(["image,caption,split", *rows]))
+    assert names_of(load_corpus(tmp_path))["train"] == {"2.jpg", "3.jpg", "4.jpg", "5.jpg"}
 
 
-def test_lists_that_name_nothing_are_logged(tmp_path, caplog):
-    """Names without ".jpg" did nothing, and said nothing."""
-    (tmp_path / "split_val.txt").write_text("0\n1\n")
-    corpus = corpus_of(tmp_path, ["0.jpg", "1.jpg"])
-    assert "hash" in corpus.split_source
-    assert caplog.text.count("name none of the images, as 0.jpg") == 1
+def test_folders_called_train_and_val(tmp_path):
+    """One list of captions, and the pictures in a folder for each split."""
+    folders = {"train": "Train2014", "val": "validation", "test": "test"}
+    rows = []
+    for folder in folders.values():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.jpg").touch()
+        rows.append(json.dumps({"file_name": f"{folder}/0.jpg", "text": "x"}))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    corpus = load_corpus(tmp_path)
+    assert names_of(corpus) == {split: {f"{folder}/0.jpg"} for split, folder in folders.items()}
+    assert corpus.split_source == "the pictures' folders"
 
 
 def test_flickr30k_has_its_published_split(tmp_path):
@@ -143,23 +132,52 @@ def test_flickr30k_has_its_published_split(tmp_path):
     assert names_of(corpus) == {"train": {"else.jpg"}, **some}
 
 
-def test_a_drawn_data_set_loads_as_flickr30k_does(drawn):
-    splits = load_corpus(drawn).splits
-    assert [len(splits[split]) for split in SPLITS] == [10, 1, 1]
-    assert all(len(e.captions) == 5 for e in itertools.chain(*splits.values()))
+# ----------------------------------------------------------------------------------- copies
 
 
-def test_the_real_results_csv(real):
-    captions = read_captions(real("flickr30k/results.csv"))
-    assert (captions.n_repaired, captions.n_skipped) == (1, 0)
-    assert captions.of_image["2199200615.jpg"][4] == "A dog runs across the grass ."
-    assert {len(five) for five in captions.of_image.values()} == {5}
+def test_copies_of_a_test_picture_are_left_out_of_training(tmp_path):
+    """Under another name they made a score of what was learned by heart."""
+    names = [f"{i}.jpg" for i in range(9)]
+    corpus_of(tmp_path, names)
+    for i in range(9):  # 0, 3 and 6 are alike
+        (tmp_path / f"pictures/{i}.jpg").write_text(f"picture {i if i % 3 else 0}")
+    (tmp_path / "split_test.txt").write_text("0.jpg\n1.jpg\n")
+    (tmp_path / "split_val.txt").write_text("2.jpg\n")
+    corpus = load_corpus(tmp_path)
+    assert names_of(corpus) == {
+        "train": {"4.jpg", "5.jpg", "7.jpg", "8.jpg"},
+        "val": {"2.jpg"},
+        "test": {"0.jpg", "1.jpg"},
+    }
+    assert "2 train image(s) left out: copies of images of another split" in corpus.describe()
 
 
-def test_the_real_flickr8k(real):
-    corpus = load_corpus(real("flickr8k"))
-    assert [len(corpus.splits[split]) for split in ("train", "val")] == [6000, 1000]
-    assert "the lists in" in corpus.split_source
+def test_a_split_that_is_mostly_copies_is_told(tmp_path, caplog):
+    names = [f"{i}.jpg" for i in range(4)]
+    corpus_of(tmp_path, names)
+    for name in names:
+        (tmp_path / f"pictures/{name}").write_text("all alike")
+    (tmp_path / "split_val.txt").write_text("0.jpg\n")
+    assert len(load_corpus(tmp_path).splits["train"]) == 3
+    assert "warning: 3 of the 3 train images of" in caplog.text
+    assert "as " + str(tmp_path / "pictures/1.jpg") in caplog.text
+
+
+def test_a_hash_keeps_copies_together(tmp_path):
+    names = [f"{i}.jpg" for i in range(60)]
+    corpus_of(tmp_path, names)
+    for i, name in enumerate(names):
+        (tmp_path / f"pictures/{name}").write_text(f"picture {i // 3}")
+    corpus = load_corpus(tmp_path)
+    numbers = {
+        split: {int(Path(n).stem) // 3 for n in of} for split, of in names_of(corpus).items()
+    }
+    assert len(corpus.examples) == 60
+    assert not any(numbers[a] & numbers[b] for a, b in itertools.combinations(SPLITS, 2))
+    assert "40 image(s) with the same picture as another" in corpus.describe()
+
+
+# --------------------------------------------------------------------------- before training
 
 
 @pytest.mark.parametrize("with_column", [False, True])
@@ -180,5 +198,67 @@ def test_an_empty_split_is_refused_with_what_fills_it(tmp_path, with_column):
     if with_column:
         remedy = f"Give more of them the split val in {tmp_path / 'captions.csv'}."
     with pytest.raises(UserError) as caught:
-        corpus.require_for_training(few=50)
+        corpus.require_for_training(few=50, max_words=20)
     assert str(caught.value) == reason + remedy
+
+
+def test_long_captions_and_a_models_are_warned_of(tmp_path, caplog):
+    corpus_of(tmp_path, ["a.jpg", "b.jpg"])
+    (tmp_path / "split_val.txt").write_text("a.jpg\n")
+    row = '{"image": "%s.jpg", "rank": 1, "log_prob": -1, "caption": "' + "word " * 21 + '"}\n'
+    (tmp_path / "own.jsonl").write_text(row % "a" + row % "b")
+    load_corpus(tmp_path, "own.jsonl").require_for_training(few=1, max_words=20)
+    assert "warning: 100 % of the captions are longer than --max-words 20" in caplog.text
+    assert "warning: a model wrote the captions of" in caplog.text
+    caplog.clear()
+    load_corpus(tmp_path, "captions.token").require_for_training(few=1, max_words=20)
+    assert not caplog.text
+
+
+def test_the_fingerprint_is_of_names_splits_and_captions(tmp_path):
+    """Captions that were edited in between went unseen by --resume."""
+    first = corpus_of(tmp_path / "a", ["a.jpg", "b.jpg"]).fingerprint
+    assert corpus_of(tmp_path / "b", ["a.jpg", "b.jpg"], pictures="x").fingerprint == first
+    assert corpus_of(tmp_path / "b", ["a.jpg", "b.jpg"], captions_each=2).fingerprint != first
+    assert corpus_of(tmp_path / "c", ["a.jpg", "c.jpg"]).fingerprint != first
+
+
+def test_the_summary_is_plain_data(tmp_path):
+    corpus = corpus_of(tmp_path, ["a.jpg", "b.jpg"], captions_each=2)
+    (tmp_path / "pictures/b.jpg").unlink()
+    assert json.loads(json.dumps(load_corpus(tmp_path).summary())) == {
+        "captions file": str(tmp_path / "captions.token"),
+        "images": 1,
+        "captions": 2,
+        "captions an image": {"least": 2, "mean": 2.0, "most": 2},
+        "words a caption": {"least": 2, "mean": 2.0, "most": 2},
+        "splits": {split: len(corpus.splits[split][:1]) for split in SPLITS}
+        | {"train": 1, "val": 0, "test": 0},
+        "split by": "a hash of each name, 90/5/5",
+        "missing": 1,
+        "a missing image": "b.jpg",
+        "counts": {},
+        "notes": [],
+    }
+
+
+# --------------------------------------------------------------------------------- real data
+
+
+def test_a_drawn_data_set_loads_as_flickr30k_does(drawn):
+    splits = load_corpus(drawn).splits
+    assert [len(splits[split]) for split in SPLITS] == [10, 1, 1]
+    assert all(len(e.captions) == 5 for e in itertools.chain(*splits.values()))
+
+
+def test_the_real_results_csv(real):
+    captions = read_captions(real("flickr30k/results.csv"))
+    assert captions.counts == {"malformed row(s) repaired": 1}
+    assert captions.of_image["2199200615.jpg"][4] == "A dog runs across the grass ."
+    assert {len(five) for five in captions.of_image.values()} == {5}
+
+
+def test_the_real_flickr8k(real):
+    corpus = load_corpus(real("flickr8k"))
+    assert [len(corpus.splits[split]) for split in ("train", "val")] == [6000, 1000]
+    assert "the lists in" in corpus.split_source

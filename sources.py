@@ -1,0 +1,160 @@
+"""Which captions files of a folder are meant: one, several that belong together, or sidecars.
+
+Captions that a model wrote are never taken for people's unless their file is named.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from captions import SPLIT_NAMES, SUFFIXES, WORDS, Captions, read_captions
+from cli import UserError
+from pairing import Pictures
+from pictures import PICTURE_SUFFIXES
+from tables import UnknownFormat, listed, text_lines
+
+log = logging.getLogger(__name__)
+
+# Where several files of a folder hold captions, the first of these is taken.
+WELL_KNOWN = (
+    *("results.csv", "results_20130124.token", "Flickr8k.token.txt", "captions.txt"),
+    *("captions.csv", "metadata.jsonl", "metadata.csv"),
+)
+DEEPEST = 2  # folders below the data's in which captions files are looked for
+SIDECARS = (".txt", ".caption")  # of a text that lies beside its picture
+# What else lies in COCO's zip, and takes long to read.
+OTHER_ANNOTATIONS = ("instances_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
+
+
+def choose_captions(
+    folder: Path, files: Sequence[Path], pictures: Pictures, language: str, notes: list[str]
+) -> list[Captions]:
+    """Read the captions file of a folder, or those that belong together.
+
+    Raises:
+        UserError: there is none, or no way to choose between several.
+    """
+    sidecars, others = _candidates(folder, files)
+    families: dict[str, list[Captions]] = {}
+    predicted: list[str] = []
+    broken: list[UserError] = []
+    unknown: list[UserError] = []
+    for path in others:
+        try:
+            captions = read_captions(path, language)
+        except UnknownFormat as error:
+            unknown.append(error)
+        except UserError as error:  # perhaps not meant as captions
+            broken.append(error)
+        else:
+            if captions.is_predicted:
+                predicted.append(str(path.relative_to(folder)))
+            else:
+                families.setdefault(_family(path.relative_to(folder)), []).append(captions)
+    if predicted:
+        notes.append(f"{listed(predicted)} passed over: a model's captions")
+    if families:
+        for reason in broken:
+            log.warning(f"warning: {reason}")
+        return _choose_family(folder, list(families.values()), pictures, notes)
+    if sidecars:
+        return [_read_sidecars(folder, sidecars, language)]
+    if predicted:
+        raise UserError(
+            f"{folder} holds no captions but a model's, in {listed(predicted)}: give people's, or "
+            "name that file with --captions to use it all the same."
+        )
+    if broken:
+        raise broken[0]
+    raise UserError(
+        f"no captions file in {folder}. {f'{unknown[0]} ' if unknown else ''}Expected: results.csv "
+        "(Flickr30k), captions.txt, Karpathy's JSON or another format of the README. Put it there, "
+        "name another folder with --data, or try --demo, which needs no data."
+    )
+
+
+def _candidates(folder: Path, files: Sequence[Path]) -> tuple[dict[Path, Path], list[Path]]:
+    """The texts that lie beside a picture of the same name, and the other files to look into."""
+    pictures = {p.with_suffix(""): p for p in files if p.suffix.lower() in PICTURE_SUFFIXES}
+    sidecars: dict[Path, Path] = {}
+    others = []
+    for path in files:
+        beside = pictures.get(path.with_suffix(""))
+        depth = len(path.relative_to(folder).parts) - 1
+        if beside and path.suffix.lower() in SIDECARS:
+            sidecars[path] = beside
+        elif (
+            path.suffix.lower() in SUFFIXES
+            and depth <= DEEPEST
+            and not path.name.startswith(OTHER_ANNOTATIONS)
+        ):
+            others.append(path)
+    return sidecars, others
+
+
+def _family(path: Path) -> str:
+    """What files that belong together share: their names but for the split or the shard.
+
+    ``train/metadata.jsonl`` and ``test/metadata.jsonl`` do, ``captions_train.json`` and
+    ``captions_val.json``, ``train-00000-of-00002.parquet`` and its next.
+    """
+
+    def without_split(match: re.Match[str]) -> str:
+        return "*" if match[0].lower() in {*SPLIT_NAMES, "all", "full"} else match[0]
+
+    *folders, name = (WORDS.sub(without_split, part) for part in path.parts)
+    if path.stem == "metadata":  # Hugging Face has one in each folder
+        folders = ["*"] * len(folders)
+    return "/".join([*folders, re.sub(r"-\d+-of-\d+", "", name)])
+
+
+def _choose_family(
+    folder: Path, families: list[list[Captions]], pictures: Pictures, notes: list[str]
+) -> list[Captions]:
+    """The family that is meant: of the folder itself, with splits, of a well known name."""
+    if len(families) > 1:
+        families = [family for family in families if _has_pictures(family, pictures)] or families
+
+    def rank(family: list[Captions]) -> tuple[int, bool, int]:
+        path = family[0].path
+        has_splits = any(captions.split_of for captions in family) or len(family) > 1
+        known = [*WELL_KNOWN, path.name].index(path.name)
+        return len(path.relative_to(folder).parts), not has_splits, known
+
+    first, *others = sorted(families, key=rank)
+    if others and rank(first) == rank(others[0]):
+        names = listed(str(family[0].path.relative_to(folder)) for family in (first, *others))
+        raise UserError(
+            f"several captions files in {folder}: {names}. Choose one with --captions NAME."
+        )
+    if others:
+        chosen = first[0].path.relative_to(folder)
+        names = listed(str(c.path.relative_to(folder)) for family in others for c in family)
+        notes.append(f"{names} passed over for {chosen}: choose with --captions")
+    return first
+
+
+def _has_pictures(family: list[Captions], pictures: Pictures) -> bool:
+    for captions in family:
+        try:
+            if pictures.find(list(captions.of_image)[:100], captions.path.parent, None):
+                return True
+        except UserError:  # more than enough
+            return True
+    return False
+
+
+def _read_sidecars(folder: Path, sidecars: dict[Path, Path], language: str) -> Captions:
+    """Read texts that lie beside their pictures; each line is a caption."""
+    captions = Captions(folder, language)
+    for path, picture in sidecars.items():
+        name = picture.relative_to(folder).as_posix()
+        for line in text_lines(path):
+            captions.add(name, line)
+    if not captions.of_image:
+        raise UserError(f"the texts beside the pictures of {folder} are all empty.")
+    captions.notes.append(f"captions are the {len(sidecars):,} texts beside the pictures")
+    return captions

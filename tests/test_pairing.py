@@ -1,0 +1,165 @@
+import json
+import os
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from cli import UserError
+from corpus import load_corpus
+from pairing import copies, files_below
+
+
+def data(folder, names, pictures):
+    """A captions file that names these images, and pictures, each of a content of its own."""
+    folder.mkdir(exist_ok=True)
+    rows = [f'"{name}",caption of {name}' for name in names]
+    (folder / "captions.csv").write_text("\n".join(["image,caption", *rows]), encoding="utf-8")
+    for name in pictures:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    return folder
+
+
+def pairs(folder):
+    """The images' names → their pictures' paths below the folder."""
+    return {e.name: e.path.relative_to(folder).as_posix() for e in load_corpus(folder).examples}
+
+
+@pytest.mark.parametrize(
+    ("name", "picture"),
+    [
+        ("images\\a.jpg", "images/a.jpg"),
+        ("a.jpg", "A.JPG"),
+        ("a.jpeg", "a.jpg"),
+        ("a", "a.jpg"),
+        ("my%20cat.jpg", "my cat.jpg"),
+        (unicodedata.normalize("NFD", "é.jpg"), unicodedata.normalize("NFC", "é.jpg")),
+        ("https://pictures.example/x/a.jpg?w=640", "photos/a.jpg"),
+        ("C:\\Users\\me\\Images\\a.jpg", "photos/a.jpg"),
+        ("/home/else/a.jpg", "photos/a.jpg"),
+        ("images/a.jpg", "photos/a.jpg"),
+        ("flickr/images/a.jpg", "a.jpg"),
+        ("Images/cats/a.JPG", "photos/Cats/a.jpg"),
+    ],
+)
+def test_a_picture_named_otherwise_is_found_and_told(tmp_path, name, picture):
+    corpus = load_corpus(data(tmp_path, [name], [picture]))
+    assert [e.path for e in corpus.examples] == [tmp_path / picture]
+    assert corpus.describe().count("1 image(s) found though named otherwise") == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "pictures"),
+    [
+        (["cats/0.jpg"], ["dogs/0.jpg"]),
+        (["cats/0.jpg"], ["0.jpg/cats"]),
+        (["train/0.jpg"], ["val/0.jpg"]),
+        (["cats/0.jpg", "dogs/0.jpg"], ["photos/0.jpg"]),
+        (["a.jpg"], ["a.png"]),
+        (["a"], ["a.npy"]),
+        (["../secret.png"], ["secret.png/x"]),
+    ],
+)
+def test_a_picture_that_may_be_another_is_not_taken(tmp_path, names, pictures):
+    """The cats' captions went with the dogs' pictures."""
+    (tmp_path / "secret.png").write_text("secret")
+    with pytest.raises(UserError, match="none of the"):
+        load_corpus(data(tmp_path / "data", names, pictures))
+
+
+def test_names_that_lead_out_of_the_folder_are_not_followed(tmp_path):
+    (tmp_path / "secret.png").write_text("secret")
+    names = ["../secret.png", str(tmp_path / "secret.png"), "a.png", "x/../../secret.png"]
+    folder = data(tmp_path / "data", names, ["a.png"])
+    assert pairs(folder) == {"a.png": "a.png"}
+    (tmp_path / "lists").mkdir()  # but a captions file elsewhere may name what lies beside it
+    (tmp_path / "lists/b.png").write_text("b")
+    (tmp_path / "lists/captions.csv").write_text("image,caption\nb.png,x\na.png,y\n")
+    corpus = load_corpus(folder, "../lists/captions.csv")
+    assert [e.path.name for e in corpus.examples] == ["b.png", "a.png"]
+
+
+def test_absolute_names_of_this_machine(tmp_path):
+    folder = data(tmp_path / "data", [str(tmp_path / "data/x/a.png")], ["x/a.png", "y/a.png"])
+    assert list(pairs(folder).values()) == ["x/a.png"]
+
+
+def test_absolute_names_of_another_machine_keep_their_folders(tmp_path):
+    names = ["/home/else/cats/0.jpg", "/home/else/dogs/0.jpg"]
+    folder = data(tmp_path, names, ["photos/dogs/0.jpg", "photos/cats/0.jpg"])
+    assert list(pairs(folder).values()) == ["photos/cats/0.jpg", "photos/dogs/0.jpg"]
+
+
+def test_pictures_of_the_same_name_in_two_folders_are_told_apart(tmp_path):
+    """Both names once got the first of the two pictures."""
+    pictures = ["photos/cats/1.jpg", "photos/dogs/1.jpg"]
+    folder = data(tmp_path, ["cats/1.jpg", "dogs/1.jpg"], pictures)
+    assert list(pairs(folder).values()) == pictures
+    (folder / pictures[1]).unlink()
+    assert load_corpus(folder).missing == ["dogs/1.jpg"]
+
+
+def test_of_different_pictures_that_fit_the_user_has_to_choose(tmp_path):
+    """The first of the alphabet was taken."""
+    folder = data(tmp_path, ["1.jpg"], ["cats/1.jpg", "dogs/1.jpg"])
+    with pytest.raises(UserError, match=r"1\.jpg may be cats/1\.jpg or dogs/1\.jpg"):
+        load_corpus(folder)
+    (folder / "dogs/1.jpg").write_text("cats/1.jpg")  # copies of each other
+    assert pairs(folder) == {"1.jpg": "cats/1.jpg"}
+
+
+def test_one_picture_under_two_spellings_is_one_image(tmp_path):
+    corpus = load_corpus(data(tmp_path, ["a.jpg", "./images/a.jpg", "A.jpg"], ["images/a.jpg"]))
+    captions = ["caption of a.jpg", "caption of ./images/a.jpg", "caption of A.jpg"]
+    assert [e.captions for e in corpus.examples] == [captions]
+    assert corpus.counts["image(s) under a second name, taken as one"] == 2
+
+
+@pytest.mark.parametrize("copy", ["pictures/pictures", "a/b"])
+def test_a_second_copy_of_the_pictures_does_not_count(tmp_path, copy):
+    """Kaggle's zip of Flickr30k holds each picture twice; the shallowest is meant."""
+    names = [f"{i}.jpg" for i in range(4)]
+    places = ("pictures", copy)
+    folder = data(tmp_path, names, [f"{place}/{name}" for place in places for name in names])
+    assert sorted(pairs(folder).values()) == [f"pictures/{name}" for name in names]
+
+
+def test_the_shallowest_picture_is_meant_in_the_current_folder_too(tmp_path, monkeypatch):
+    """There a path is the bare name, without a folder before it."""
+    data(tmp_path, ["a.jpg"], ["thumbs/a.jpg", "a.jpg"])
+    monkeypatch.chdir(tmp_path)
+    assert [e.path for e in load_corpus(Path()).examples] == [Path("a.jpg")]
+
+
+def test_links_are_followed_but_not_for_ever(tmp_path):
+    """Who keeps the photos elsewhere links to them."""
+    folder = data(tmp_path / "data", ["a.jpg"], [])
+    data(tmp_path / "elsewhere", [], ["a.jpg"])
+    (folder / "pictures").symlink_to(tmp_path / "elsewhere")
+    (folder / "loop").symlink_to(folder)
+    (folder / "self").symlink_to(folder / "self")
+    os.mkfifo(folder / "pipe.txt")
+    assert pairs(folder) == {"a.jpg": "pictures/a.jpg"}
+
+
+def test_hidden_folders_are_passed_over(tmp_path):
+    data(tmp_path, [], ["a.jpg", ".git/a.jpg", "@eaDir/a.jpg", "b/.hidden.jpg", "__MACOSX/a.jpg"])
+    assert [p.name for p in files_below(tmp_path)] == ["a.jpg", "captions.csv"]
+
+
+def test_copies_are_files_of_the_same_content(tmp_path):
+    contents = {"a": b"x" * 5000, "b": b"x" * 5000, "c": b"x" * 4999 + b"y", "d": b"", "e": b""}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    paths = [tmp_path / name for name in [*contents, "not there"]]
+    assert copies(paths) == [paths[:2]]
+
+
+def test_odd_names_do_not_end_the_search(tmp_path):
+    names = ["x" * 300 + ".jpg", "a\0b.jpg", ".", "/", "..", "a.jpg", "//", "C:", "%00.jpg", 5]
+    folder = data(tmp_path, [], ["a.jpg"])
+    rows = [json.dumps({"image": name, "caption": "x"}) for name in [*names, "\ud800.jpg"]]
+    (folder / "captions.csv").write_text("\n".join(rows))
+    assert pairs(folder) == {"a.jpg": "a.jpg"}
