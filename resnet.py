@@ -87,6 +87,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """(N, C, S, S) → (N, C', S/stride, S/stride)."""
+        # conv_norm(maps, conv, bn) is bn(conv(maps)), here and below.
         shortcut = conv_norm(maps, *self.downsample) if self.downsample else maps
         maps = F.relu(conv_norm(maps, self.conv1, self.bn1))
         return F.relu(conv_norm(maps, self.conv2, self.bn2) + shortcut)
@@ -171,11 +172,11 @@ def _convolution(n_in: int, n_out: int, *, kernel: int, stride: int = 1) -> nn.C
 
 # ------------------------------------------------------------------ the same, made for inference
 
-AT_ONCE = 8  # images: what a CPU computes of more does not stay in its cache
+BATCH_IN_CACHE = 8  # images: what a CPU computes of more does not stay in its cache
 
 # oneDNN's convolution with what follows it, as torch.compile uses it: three times as fast as one
 # after the other on processors whose memory is slow beside their arithmetic. Tried on x86 only.
-FUSES = platform.machine() in ("x86_64", "AMD64") and all(
+HAS_FUSED_CONV = platform.machine() in ("x86_64", "AMD64") and all(
     hasattr(torch.ops.mkldnn, name)
     for name in ("_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight")
 )
@@ -188,18 +189,19 @@ class FoldedResNet:
     """
 
     @torch.no_grad()
-    def __init__(self, resnet: ResNet, dtype: torch.dtype, n_layers: int = ALL_LAYERS) -> None:
+    def __init__(self, resnet: ResNet, dtype: torch.dtype, n_frozen: int = ALL_LAYERS) -> None:
         """Fold the weights, in float32.
 
         Args:
             resnet: copied from.
             dtype: that is computed in.
-            n_layers: 1 is the stem alone, ``ALL_LAYERS`` all and the pooling.
+            n_frozen: how many of its first layers; 1 is the stem alone, ``ALL_LAYERS`` all and the
+                pooling.
         """
-        self.dtype, self.is_whole = dtype, n_layers == ALL_LAYERS
+        self.dtype, self.is_whole = dtype, n_frozen == ALL_LAYERS
         self.stem = _Folded(dtype, resnet.conv1, resnet.bn1)
         self.blocks: list[tuple[list[_Folded], _Folded | None]] = []
-        for layer in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4)[: n_layers - 1]:
+        for layer in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4)[: n_frozen - 1]:
             for block in layer:
                 assert isinstance(block, Block)
                 convolutions = [_Folded(dtype, conv, norm) for conv, norm in block.pairs()]
@@ -212,7 +214,7 @@ class FoldedResNet:
         images = images.to(self.dtype, memory_format=torch.channels_last)
         if images.device.type != "cpu":
             return self._run(images)
-        return torch.cat([self._run(part) for part in torch.split(images, AT_ONCE)])
+        return torch.cat([self._run(part) for part in torch.split(images, BATCH_IN_CACHE)])
 
     def _run(self, images: Tensor) -> Tensor:
         maps = self.stem(images)  # (N, 64, S/2, S/2)
@@ -235,28 +237,30 @@ class _Folded:
         self.stride, self.padding = conv.stride, conv.padding
         self.packed: tuple[torch.Size, Tensor] | None = None  # for maps of this size
 
-    def __call__(self, maps: Tensor, plus: Tensor | None = None, *, relu: bool = True) -> Tensor:
-        """``relu(conv(maps) + plus)`` in as few passes as can be; ``plus`` may be written over."""
-        if FUSES and maps.device.type == "cpu":
-            return self._fused(maps, plus, relu)
+    def __call__(
+        self, maps: Tensor, shortcut: Tensor | None = None, *, relu: bool = True
+    ) -> Tensor:
+        """``relu(conv(maps) + shortcut)`` in few passes; ``shortcut`` may be written over."""
+        if HAS_FUSED_CONV and maps.device.type == "cpu":
+            return self._fused(maps, shortcut, relu)
         maps = F.conv2d(maps, self.weight, self.bias, self.stride, self.padding)
-        if plus is not None:
-            maps += plus
+        if shortcut is not None:
+            maps += shortcut
         return maps.relu_() if relu else maps
 
-    def _fused(self, maps: Tensor, plus: Tensor | None, relu: bool) -> Tensor:
-        # oneDNN wants the weights in an order of its own, which depends on the size of the maps.
-        # It would order them at every call: a tenth of the time of eight images, a third of one's.
+    def _fused(self, maps: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
+        # oneDNN wants the weights packed in an order that depends on the size of the maps. It would
+        # pack them at every call: a tenth of the time of eight images, a third of one's.
         size, packed = maps.shape[2:], self.packed
         if packed is None or packed[0] != size:
-            order = torch.ops.mkldnn._reorder_convolution_weight
+            pack = torch.ops.mkldnn._reorder_convolution_weight
             shape = (self.padding, self.stride, (1, 1), 1)
-            self.packed = packed = size, order(self.weight, *shape, maps.shape)
+            self.packed = packed = size, pack(self.weight, *shape, maps.shape)
         weights = (packed[1], self.bias, self.padding, self.stride, (1, 1), 1)
-        after: tuple[Any, ...] = ("relu" if relu else "none", [], "")
-        if plus is None:
-            maps = torch.ops.mkldnn._convolution_pointwise(maps, *weights, *after)
+        epilogue: tuple[Any, ...] = ("relu" if relu else "none", [], "")
+        if shortcut is None:
+            maps = torch.ops.mkldnn._convolution_pointwise(maps, *weights, *epilogue)
         else:
-            into = torch.ops.mkldnn._convolution_pointwise_.binary
-            maps = into(plus, maps, *weights, "add", 1.0, *after)
+            add_conv = torch.ops.mkldnn._convolution_pointwise_.binary
+            maps = add_conv(shortcut, maps, *weights, "add", 1.0, *epilogue)
         return maps

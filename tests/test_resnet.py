@@ -40,9 +40,9 @@ def test_fused_and_in_parts_or_not_the_numbers_are_the_same(monkeypatch):
     images = torch.randn(5, 3, 64, 64)
     folded = FoldedResNet(ours.eval(), torch.float32)
     expected = ours(images)
-    monkeypatch.setattr(resnet, "AT_ONCE", 2)
+    monkeypatch.setattr(resnet, "BATCH_IN_CACHE", 2)
     torch.testing.assert_close(folded(images), expected, rtol=1e-4, atol=1e-5)
-    monkeypatch.setattr(resnet, "FUSES", False)
+    monkeypatch.setattr(resnet, "HAS_FUSED_CONV", False)
     torch.testing.assert_close(folded(images), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -72,12 +72,12 @@ def test_casts_its_input_to_its_dtype():
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-@pytest.mark.parametrize("n_layers", range(1, ALL_LAYERS))
-def test_folded_first_layers_and_the_rest_are_the_whole(name, n_layers):
+@pytest.mark.parametrize("n_frozen", range(1, ALL_LAYERS))
+def test_folded_first_layers_and_the_rest_are_the_whole(name, n_frozen):
     ours, _ = pair(name)
     images = torch.randn(2, 3, 64, 64)
-    maps = FoldedResNet(ours.eval(), torch.float32, n_layers)(images)
-    found = ours.run_layers(maps, first=n_layers)
+    maps = FoldedResNet(ours.eval(), torch.float32, n_frozen)(images)
+    found = ours.run_layers(maps, first=n_frozen)
     torch.testing.assert_close(found, ours(images), rtol=1e-4, atol=1e-5)
 
 
