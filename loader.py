@@ -60,7 +60,7 @@ class Vocabulary:
 
     Attributes:
         words: id → word, ``SPECIAL_TOKENS`` first, then the most frequent first.
-        counts: id → how often it occurs in the captions it was built from.
+        counts: id → how often it occurs in the training captions; of ``<unk>``, all other words.
         language: a code that ``spacy.blank`` knows, or the name of an installed pipeline.
         separator: what stands between words: a blank, nothing in ``UNSPACED`` languages.
     """
@@ -87,33 +87,31 @@ class Vocabulary:
         """
         tokenizer = Tokenizer(language)
         count_of = Counter(token for caption in captions for token in tokenizer(caption))
-        kept = _frequent(count_of, freq_threshold)
-        if not kept:
+        frequent = _frequent(count_of, freq_threshold)
+        if not frequent:
             raise UserError(
                 f"no word of the {len(captions):,} training captions occurs {freq_threshold} "
                 "times: give a smaller --freq-threshold."
             )
-        n_unknown = count_of.total() - sum(kept.values())
-        vocabulary = cls(
-            [*SPECIAL_TOKENS, *kept],
-            [0, 0, 0, n_unknown, *kept.values()],
-            language=language,
-            separator="" if tokenizer.language in UNSPACED else " ",
-        )
-        vocabulary.__dict__["tokenizer"] = tokenizer  # its cache is worth keeping
+        words = [*SPECIAL_TOKENS, *frequent]
+        separator = "" if tokenizer.language in UNSPACED else " "
+        vocabulary = cls(words, _counts(words, count_of), language=language, separator=separator)
+        vocabulary.tokenizer = tokenizer  # its cache is worth keeping
         return vocabulary
 
     def extended(self, captions: Iterable[str], *, freq_threshold: int) -> Vocabulary:
-        """This vocabulary and, after its words, the new ones of these captions; ids stay."""
+        """This vocabulary and, after its words, the new ones of these captions; ids stay.
+
+        The counts are those of these captions: 0 of a word that does not occur in them.
+        """
         count_of = Counter(token for caption in captions for token in self.tokenizer(caption))
-        kept = _frequent(count_of, freq_threshold)
-        added = {word: count for word, count in kept.items() if word not in self.id_of}
-        return Vocabulary(
-            [*self.words, *added],
-            [*self.counts, *added.values()],
-            language=self.language,
-            separator=self.separator,
+        added = [word for word in _frequent(count_of, freq_threshold) if word not in self.id_of]
+        words = [*self.words, *added]
+        vocabulary = Vocabulary(
+            words, _counts(words, count_of), language=self.language, separator=self.separator
         )
+        vocabulary.tokenizer = self.tokenizer
+        return vocabulary
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -155,10 +153,17 @@ class Vocabulary:
         return bool(sides) and all(sides.isdisjoint(self.tokenizer(text)) for text in captions)
 
 
-def _frequent(count_of: Mapping[str, int], threshold: int) -> dict[str, int]:
-    """The words that occur so often, the most frequent first, and how often."""
+def _frequent(count_of: Mapping[str, int], threshold: int) -> list[str]:
+    """The words that occur so often, the most frequent first."""
     kept = [word for word, count in count_of.items() if count >= threshold]
-    return {word: count_of[word] for word in sorted(kept, key=lambda w: (-count_of[w], w))}
+    return sorted(kept, key=lambda word: (-count_of[word], word))
+
+
+def _counts(words: Sequence[str], count_of: Counter[str]) -> list[int]:
+    """How often these words occur, the special tokens first: ``<unk>`` for all other words."""
+    counts = [count_of[word] for word in words]
+    counts[UNK] = count_of.total() - sum(counts)
+    return counts
 
 
 class Tokenizer:
@@ -189,10 +194,10 @@ class Tokenizer:
         """The words of a caption, in lower case."""
         words: list[str] = []
         for piece in caption.split():
-            found = self._cache.get(piece)
-            if found is None:
-                found = self._cache[piece] = self._words(piece)
-            words += found
+            cached = self._cache.get(piece)
+            if cached is None:
+                cached = self._cache[piece] = self._words(piece)
+            words += cached
         return words
 
     def _words(self, piece: str) -> list[str]:
@@ -213,7 +218,8 @@ class Tokenizer:
 
 # --------------------------------------------------------------------------- data set
 
-# N images, B captions, T tokens, F features of an image, S side of a picture.
+# N images, C captions of a data set, B captions of a batch, T tokens, F features of an image,
+# S side of a picture.
 
 
 class Pixels(Protocol):
@@ -328,7 +334,9 @@ def plan_batches(dataset: Flickr30k, *, batch_size: int, seed: int, whole_images
             of like length, so that hardly any time goes into padding.
     """
     rng = random.Random(seed)
-    return (_plan_images if whole_images else _plan_captions)(dataset, batch_size, rng)
+    if whole_images:
+        return _plan_images(dataset, batch_size, rng)
+    return _plan_captions(dataset, batch_size, rng)
 
 
 def _plan_images(dataset: Flickr30k, batch_size: int, rng: random.Random) -> Plan:

@@ -83,8 +83,19 @@ def test_an_extended_vocabulary_keeps_its_ids():
     old = loader.Vocabulary.build(["a dog runs", "a dog"], freq_threshold=1)
     new = old.extended(["a zebra runs", "a zebra", "an okapi"], freq_threshold=2)
     assert new.words == [*old.words, "zebra"]
-    assert new.counts[-1] == 2
     assert new.encode("a zebra")[1:-1] == [old.id_of["a"], len(old)]
+
+
+def test_an_extended_vocabularys_counts_are_of_the_new_captions(monkeypatch):
+    """The old model's counts stood beside those of the new words: they described neither corpus."""
+    old = loader.Vocabulary.build(["a dog runs", "a dog"], freq_threshold=1)
+    monkeypatch.setattr(spacy, "blank", None)  # the tokenizer is there, and handed on
+    new = old.extended(["a zebra runs", "a zebra", "an okapi"], freq_threshold=2)
+    assert dict(zip(new.words, new.counts, strict=True)) == {
+        **dict.fromkeys(loader.SPECIAL_TOKENS, 0), "<unk>": 2,
+        "a": 2, "dog": 0, "runs": 1, "zebra": 2,
+    }  # fmt: skip
+    assert new.tokenizer is old.tokenizer
 
 
 @pytest.mark.parametrize(
