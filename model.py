@@ -69,8 +69,9 @@ class VariationalDropout(nn.Dropout):
 class FeatureNorm(nn.BatchNorm1d):
     """Standardises image features: raw pooled ones are all positive and nearly alike.
 
-    Standardised they are worth +1.4 CIDEr on Flickr8k. A batch of a single image has no variance
-    and uses the running statistics.
+    Standardised they are worth +1.4 CIDEr on Flickr8k. Unless all of the encoder trains, the
+    statistics are set once, by ``set_feature_stats``, and kept. If it does, they are the batch's; a
+    batch of a single image has no variance and uses the running ones.
     """
 
     running_mean: Tensor
@@ -116,7 +117,7 @@ class ImageCaptioningModel(nn.Module):
             embedding_size: E, of image and word embeddings.
             hidden_size: H, of the LSTM.
             num_layers: L, of the LSTM.
-            dropout: rate for word embeddings and the LSTM's output.
+            dropout: rate for word embeddings, the LSTM's output and between its layers.
         """
         super().__init__()
         self.options = {  # what it takes to build the same model again
@@ -153,21 +154,21 @@ class ImageCaptioningModel(nn.Module):
         """Where the weights are."""
         return self.output.weight.device
 
-    def unfreeze_encoder(self, n_layers: int) -> None:
+    def unfreeze_encoder(self, trained_layers: int) -> None:
         """Let the last layers of the ResNet train, and freeze the others.
 
         Args:
-            n_layers: 0 freezes all. 1 to 4 train the convolutions of so many of ``layer1`` to
+            trained_layers: 0 freezes all. 1 to 4 train the convolutions of so many of ``layer1`` to
                 ``layer4``, counted from the end, but not their BatchNorm: a batch of some twenty
                 images knows less than its statistics. ``ALL_LAYERS`` trains everything, BatchNorm
                 too: what random weights need.
         """
-        self.trained_layers = n_layers
-        self.encoder.requires_grad_(n_layers == ALL_LAYERS)
-        if n_layers:  # gradients of convolutions are a tenth faster in this layout
+        self.trained_layers = trained_layers
+        self.encoder.requires_grad_(trained_layers == ALL_LAYERS)
+        if trained_layers:  # gradients of convolutions are a tenth faster in this layout
             self.encoder.to(memory_format=torch.channels_last)
-        if 0 < n_layers < ALL_LAYERS:
-            for number in range(ALL_LAYERS - n_layers, ALL_LAYERS):
+        if 0 < trained_layers < ALL_LAYERS:
+            for number in range(ALL_LAYERS - trained_layers, ALL_LAYERS):
                 for module in getattr(self.encoder, f"layer{number}").modules():
                     if isinstance(module, nn.Conv2d):
                         module.requires_grad_(True)
@@ -181,7 +182,11 @@ class ImageCaptioningModel(nn.Module):
 
     @torch.no_grad()
     def copy_weights(self, other: ImageCaptioningModel) -> None:
-        """Take over the weights of a like model whose vocabulary begins this one's."""
+        """Take over the weights of a model of these sizes whose vocabulary begins this one's.
+
+        What is learned for each word has more rows here: those of the new words, which come last,
+        stay as they are.
+        """
         mine = self.state_dict()
         for name, theirs in other.state_dict().items():
             target = mine[name][: len(theirs)] if theirs.dim() else mine[name]
@@ -196,8 +201,9 @@ class ImageCaptioningModel(nn.Module):
         return self
 
     def is_finite(self) -> bool:
-        """Whether all weights are finite numbers; those of a diverged run are not."""
-        sums = torch.stack([weight.detach().sum() for weight in self.parameters()])
+        """Whether all weights and statistics are finite numbers; a diverged run's are not."""
+        tensors = [t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point()]
+        sums = torch.stack([tensor.detach().sum() for tensor in tensors])
         return bool(sums.isfinite().all())
 
     def make_encoder(self, trained_layers: int = 0) -> Encode:

@@ -105,12 +105,14 @@ def sample_captions(
     model: ImageCaptioningModel, features: Tensor, *, n_samples: int, max_words: int
 ) -> Tensor:
     """Sample captions in eval mode: (N, F) features → (N*K, T) ids; the model trains on after."""
+    # Rewarded is what the model says as it is used, without dropout. The gradient of these
+    # captions' log-probability is then taken in train mode: dropout regularises this stage too.
     model.eval()
-    search = Search(
+    sampling = Search(
         beam_size=n_samples, max_words=max_words, temperature=1.0, no_repeat_ngram_size=0
     )
     with torch.no_grad(), half_precision(features.device):
-        tokens, _ = sample([model], [model.init_state(features)], search)
+        tokens, _ = sample([model], [model.init_state(features)], sampling)
     model.train()
     return tokens
 

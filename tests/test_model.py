@@ -101,27 +101,27 @@ def test_a_batch_of_one_image_can_be_learned_from():
     assert not torch.equal(norm.running_mean, before)
 
 
-@pytest.mark.parametrize("n_layers", [0, 2, ALL_LAYERS])
-def test_frozen_means_frozen(n_layers):
+@pytest.mark.parametrize("trained_layers", [0, 2, ALL_LAYERS])
+def test_frozen_means_frozen(trained_layers):
     """Tutorials left BatchNorm in training mode under a frozen ResNet: its statistics drifted."""
     model = make()
-    model.unfreeze_encoder(n_layers)
+    model.unfreeze_encoder(trained_layers)
     model.train()
     before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    features = model.make_encoder(n_layers)(pixels)
+    features = model.make_encoder(trained_layers)(pixels)
     logits_of(model, features, TOKENS, [0, 1]).sum().backward()
     after = model.encoder.state_dict()
     same = all(torch.equal(before[name], after[name]) for name in before)
     learns = {n.split(".")[0] for n, p in model.encoder.named_parameters() if p.grad is not None}
-    assert same is (n_layers < ALL_LAYERS)
+    assert same is (trained_layers < ALL_LAYERS)
     layers = [f"layer{n}" for n in range(1, 5)]
     expected = {0: set(), 2: set(layers[2:]), ALL_LAYERS: {"conv1", "bn1", *layers}}
-    assert learns == expected[n_layers]
+    assert learns == expected[trained_layers]
     pretrained_norms = [
         n for n, p in model.encoder.named_parameters() if "bn" in n and p.grad is not None
     ]
-    assert bool(pretrained_norms) is (n_layers == ALL_LAYERS)
+    assert bool(pretrained_norms) is (trained_layers == ALL_LAYERS)
 
 
 def test_images_are_normalised_as_torchvision_does():
@@ -140,8 +140,8 @@ def test_frozen_layers_are_folded_beside_layers_that_train():
     model = make()
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     plain = model.make_encoder(ALL_LAYERS)(pixels)
-    for n_layers in (0, 2):
-        found = model.make_encoder(n_layers)(pixels)
+    for trained_layers in (0, 2):
+        found = model.make_encoder(trained_layers)(pixels)
         assert bool((F.cosine_similarity(found, plain) > 0.999).all())
 
 
