@@ -54,7 +54,8 @@ CAPTION_STEMS = (
 )
 SPLIT_KEYS = ("split", "partition", "subset", "set", "fold")
 _CAPTION_KEY = re.compile(
-    rf"(?:ima?ge?_)?(?P<stem>{'|'.join(CAPTION_STEMS)})s?(?:_?\d+)?(?:_(?P<language>[a-z]{{2}}))?"
+    rf"(?:ima?ge?_)?(?P<stem>{'|'.join(CAPTION_STEMS)})(?:s|_text)?(?:_?\d+)?"
+    r"(?:_(?!id)(?P<language>[a-z]{2}))?"
 )
 _LANGUAGE_KEY = re.compile(r"[a-z]{2,3}(_[a-z]{2,8})?")
 
@@ -148,6 +149,9 @@ def read_captions(path: Path, language: str = "en") -> Captions:
             f"{path} holds no captions: a row needs an image and its text"
             f"{f' (it has {reasons})' if reasons else ''}."
         )
+    texts = [text for texts in captions.of_image.values() for text in texts]
+    if all(re.fullmatch(r"[\d.,+-]+", text) for text in texts):
+        raise UserError(f"{path} has numbers for captions, as {texts[0]}: give their text.")
     return captions
 
 
@@ -308,7 +312,7 @@ def _add_rows(rows: list[Row], captions: Captions) -> None:
         what = "an image" if caption_keys else "a caption" if image_keys else "image and caption"
         raise UnknownFormat(
             f"{captions.path} has no column or key for {what}: there are {listed(names)}. Call "
-            "them image and caption, or as another format of the README does."
+            "them image and caption, or as docs/data.md has it."
         )
     left_out = [n for n in names if _CAPTION_KEY.fullmatch(n) and n not in caption_keys]
     if left_out:
@@ -323,7 +327,7 @@ def _add_rows(rows: list[Row], captions: Captions) -> None:
             text for key in caption_keys for text in _texts(row.values.get(key), key, row, captions)
         ]
         # One of several columns may be empty.
-        for text in [text for text in texts if text.strip()] or [""]:
+        for text in [text for text in texts if text.strip()] or texts[:1]:
             captions.add(image, text)
         if split_key and image in captions.of_image:
             captions.add_split(image, str(row.values.get(split_key) or ""))
@@ -372,7 +376,11 @@ def _image_keys(names: Iterable[str]) -> list[str]:
 
 
 def _caption_keys(names: Iterable[str], captions: Captions) -> list[str]:
-    """The keys of captions: all of the first stem that is there, in the language asked for."""
+    """The keys of captions: all of the first stem that is there, in the language asked for.
+
+    Raises:
+        UserError: there are several, all in other languages.
+    """
     found = [(name, match) for name in names if (match := _CAPTION_KEY.fullmatch(name))]
     if not found:
         return []
@@ -380,7 +388,13 @@ def _caption_keys(names: Iterable[str], captions: Captions) -> list[str]:
     language_of = {name: match["language"] for name, match in found if match["stem"] == stem}
     if len(language_of) == 1:
         return list(language_of)
-    return [name for name, code in language_of.items() if code in (None, captions.language)]
+    keys = [name for name, code in language_of.items() if code in (None, captions.language)]
+    if not keys:
+        raise UserError(
+            f"{captions.path} has {listed(language_of)} and no captions in {captions.language}: "
+            "name one of these languages with --language."
+        )
+    return keys
 
 
 def _split_key(rows: list[Row], names: list[str], others: set[str]) -> str | None:
@@ -419,7 +433,7 @@ def _texts(value: Any, key: str, row: Row, captions: Captions) -> list[str]:
     Raises:
         UserError: it holds something else.
     """
-    if value is None:
+    if value is None or value == []:
         return [""]
     if isinstance(value, str):
         return [value]
@@ -445,7 +459,6 @@ def _in_language(texts: dict[str, Any], key: str, row: Row, captions: Captions) 
     for code, value in texts.items():
         if code.split("_")[0] == captions.language:
             return _texts(value, f"{key}.{code}", row, captions)
-    raise UserError(
-        f"{captions.path}, {row.where}: {key} has {listed(texts)} and no {captions.language}: "
-        "name one of them with --language."
-    )
+    codes = f"{listed(texts)}, not in {captions.language} (see --language)"
+    captions.counts[f"text(s) in {codes}"] += 1
+    return []

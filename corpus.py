@@ -11,7 +11,7 @@ import logging
 import os
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,14 +21,11 @@ import cli
 import metrics
 from captions import SPLITS, Captions, read_captions, split_of_folders, split_of_name
 from cli import UserError, option
-from pairing import Finder, Pictures, copies, files_below
+from pairing import Pictures, copies, files_below
 from sources import choose_captions
-from tables import IMAGE_SUFFIX, text_lines
+from splits import find_splits, with_train
 
 log = logging.getLogger(__name__)
-
-# Flickr30k's published split (Karpathy's), used wherever these names occur.
-PUBLISHED_SPLIT = Path(__file__).parent / "flickr30k_images"
 
 
 @dataclass
@@ -194,7 +191,7 @@ def load_corpus(folder: Path, captions_name: str = "", *, language: str = "en") 
     images = _pair(corpus, sources, pictures)
     copy_of = {path: group[0] for group in copies(i.path for i in images) for path in group[1:]}
     _split(corpus, images, folder, files, copy_of)
-    _tell_copies(corpus, copy_of)
+    _part_copies(corpus, copy_of)
     return corpus
 
 
@@ -287,26 +284,19 @@ def _split(
     files: Sequence[Path],
     copy_of: Mapping[Path, Path],
 ) -> None:
-    """Put the images into splits, by the first source that says anything about them."""
-    names = [image.name for image in images]
-    split_of, corpus.split_source = _split_by_field(corpus, images)
-    corpus.has_split_field = bool(split_of)
-    for place in dict.fromkeys((corpus.path.parent, folder)):
-        if not split_of:
-            lists = [path for path in files if path.parent == place and path != corpus.path]
-            split_of = _split_by_lists([*names, *corpus.missing], lists)
-            corpus.split_source = f"the lists in {place}"
-    if not split_of:
-        split_of, corpus.split_source = _split_by_folders(images, folder), "the pictures' folders"
-    if not split_of:
-        split_of, corpus.split_source = _published(names), "Flickr30k's published lists"
-    if not split_of:
-        name_of = {image.path: image.name for image in images}
-        split_of = {  # copies go together
-            image.name: _split_by_hash(name_of[copy_of.get(image.path, image.path)])
-            for image in images
-        }
-        corpus.split_source = "a hash of each name, 90/5/5"
+    """Put the images into splits."""
+    names = {image.path: image.name for image in images}
+    split_of = {image.name: image.split for image in images if image.split}
+    if split_of:
+        split_of = with_train(split_of, names.values())
+        corpus.has_split_field = True
+        is_one = corpus.path.is_file()
+        corpus.split_source = f"{corpus.path.name} itself" if is_one else "the captions files"
+    else:
+        lists = [path for path in files if path != corpus.path]
+        below = {name: os.path.relpath(path, folder) for path, name in names.items()}
+        twins = {names[path]: names[first] for path, first in copy_of.items()}
+        split_of, corpus.split_source = find_splits(below, corpus.missing, lists, twins)
     for image in images:
         if image.name in split_of:
             example = Example(image.name, image.path, image.captions)
@@ -314,82 +304,7 @@ def _split(
     corpus.counts["image(s) in no split, left out"] += len(images) - len(corpus.examples)
 
 
-def _with_train(split_of: dict[str, str], names: Iterable[str]) -> dict[str, str]:
-    """The splits; where nothing is for training, all that is in no split is."""
-    if "train" in split_of.values():
-        return split_of
-    return dict.fromkeys(names, "train") | split_of
-
-
-def _split_by_field(corpus: Corpus, images: list[_Image]) -> tuple[dict[str, str], str]:
-    """By what the captions files say, in a field, in their names or in their folders' names."""
-    split_of = {image.name: image.split for image in images if image.split}
-    if not split_of:
-        return {}, ""
-    source = "the captions files" if corpus.path.is_dir() else f"{corpus.path.name} itself"
-    return _with_train(split_of, [image.name for image in images]), source
-
-
-def _split_by_lists(names: list[str], files: Sequence[Path]) -> dict[str, str]:
-    """By text files whose name speaks of a split and whose lines are names of images.
-
-    Raises:
-        UserError: an image is in the lists of two splits.
-    """
-    finder = Finder(names)
-    split_of: dict[str, str] = {}
-    for path in files:
-        split = split_of_name(path.stem) if path.suffix.lower() == ".txt" else None
-        if split is None:
-            continue
-        entries = list(dict.fromkeys(line.strip() for line in text_lines(path)))
-        fitting = {entry: finder.find(entry)[0] for entry in entries}
-        listed_names = [found[0] for found in fitting.values() if len(found) == 1]
-        strangers = [entry for entry, found in fitting.items() if len(found) != 1]
-        if strangers and (
-            listed_names or IMAGE_SUFFIX.search(strangers[0]) or "split" in path.name
-        ):
-            log.warning(
-                f"warning: {len(strangers):,} of the {len(entries):,} names in {path} fit no "
-                f"image, as {strangers[0]}; images are called as {names[0]}."
-            )
-        for name in listed_names:
-            if split_of.setdefault(name, split) != split:
-                raise UserError(
-                    f"{name} is in the list of {split_of[name]} images and, by {path}, in that of "
-                    f"{split}: leave it in one."
-                )
-    return _with_train(split_of, names) if split_of else {}
-
-
-def _split_by_folders(images: list[_Image], folder: Path) -> dict[str, str]:
-    """By folders called train, val and test, if all pictures are in such a one."""
-    split_of = {
-        image.name: split_of_folders(os.path.relpath(image.path, folder).replace(os.sep, "/"))
-        for image in images
-    }
-    found = {name: split for name, split in split_of.items() if split}
-    return found if len(found) == len(images) and len({*found.values()}) > 1 else {}
-
-
-def _published(names: Sequence[str]) -> dict[str, str]:
-    """By Flickr30k's lists of validation and test images, where these names occur."""
-    split_of = {
-        name: split
-        for split in ("val", "test")
-        for name in text_lines(PUBLISHED_SPLIT / f"split_{split}.txt")
-    }
-    there = {name: split_of[name] for name in names if name in split_of}
-    return _with_train(there, names) if there else {}
-
-
-def _split_by_hash(name: str) -> str:
-    """Split 90/5/5 by the name alone, so that an image's split stays when others are added."""
-    share = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 16**8
-    return "train" if share < 0.90 else "val" if share < 0.95 else "test"
-
-
-def _tell_copies(corpus: Corpus, copy_of: dict[Path, Path]) -> None:
+def _part_copies(corpus: Corpus, copy_of: dict[Path, Path]) -> None:
     """Leave out of training what is also a validation or test picture, by its content.
 
     Where that would be half of the images or more, the split is told to be wrong instead.

@@ -53,12 +53,12 @@ def choose_captions(
             if captions.is_predicted:
                 predicted.append(str(path.relative_to(folder)))
             else:
-                families.setdefault(_family(path.relative_to(folder)), []).append(captions)
+                families.setdefault(_family(captions, folder), []).append(captions)
     if predicted:
         notes.append(f"{listed(predicted)} passed over: a model's captions")
     if families:
-        for reason in broken:
-            log.warning(f"warning: {reason}")
+        for warning in broken:
+            log.warning(f"warning: {warning}")
         return _choose_family(folder, list(families.values()), pictures, notes)
     if sidecars:
         return [_read_sidecars(folder, sidecars, language)]
@@ -69,10 +69,15 @@ def choose_captions(
         )
     if broken:
         raise broken[0]
+    sheets = [path for path in files if path.suffix.lower() in (".xlsx", ".xls", ".ods")]
+    reason = "Expected: results.csv (Flickr30k), captions.txt or another format of docs/data.md."
+    if sheets:
+        reason = f"{sheets[0]} is a spreadsheet: save it as CSV."
+    if unknown:
+        reason = str(unknown[0])
     raise UserError(
-        f"no captions file in {folder}. {f'{unknown[0]} ' if unknown else ''}Expected: results.csv "
-        "(Flickr30k), captions.txt, Karpathy's JSON or another format of the README. Put it there, "
-        "name another folder with --data, or try --demo, which needs no data."
+        f"no captions file in {folder}. {reason} Put one there, name another folder with --data, "
+        "or try --demo, which needs no data."
     )
 
 
@@ -95,20 +100,29 @@ def _candidates(folder: Path, files: Sequence[Path]) -> tuple[dict[Path, Path], 
     return sidecars, others
 
 
-def _family(path: Path) -> str:
-    """What files that belong together share: their names but for the split or the shard.
+def _family(captions: Captions, folder: Path) -> str:
+    """What files that belong together share: their names but for the split, shard or folder.
 
     ``train/metadata.jsonl`` and ``test/metadata.jsonl`` do, ``captions_train.json`` and
-    ``captions_val.json``, ``train-00000-of-00002.parquet`` and its next.
+    ``captions_val.json``, ``train-00000-of-00002.parquet`` and its next, and files of the same name
+    each of which lies with its own pictures.
     """
 
     def without_split(match: re.Match[str]) -> str:
         return "*" if match[0].lower() in {*SPLIT_NAMES, "all", "full"} else match[0]
 
-    *folders, name = (WORDS.sub(without_split, part) for part in path.parts)
-    if path.stem == "metadata":  # Hugging Face has one in each folder
+    path = captions.path
+    *folders, name = (WORDS.sub(without_split, part) for part in path.relative_to(folder).parts)
+    if _is_file(path.parent / next(iter(captions.of_image))):
         folders = ["*"] * len(folders)
     return "/".join([*folders, re.sub(r"-\d+-of-\d+", "", name)])
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # no name that a file could have
+        return False
 
 
 def _choose_family(

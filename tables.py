@@ -209,7 +209,7 @@ def _separator_without_header(path: Path, text: str) -> str:
     raise UnknownFormat(
         f"{path} is in no format known here. Its first line, read with {SEPARATORS[separator]} "
         f"between columns, has {listed(_fields(lines[0], separator))}: expected is a header with "
-        "columns for the image and its caption, as image,caption, or another format of the README."
+        "columns for the image and its caption, as image,caption, or another format of docs/data.md."
     )
 
 

@@ -257,7 +257,12 @@ LATIN = "un garçon".encode("latin-1")
             "line 2: file_na",
         ),
         (b'[{"image": "a", "text": "x"}, {"image": "b", "text": true}]', "item 2: text is True"),
-        (b'{"image": "a", "text": {"de": "x", "fr": "y"}}', "text has de, fr and no en"),
+        (
+            b'{"image": "a", "text": {"de": "x", "fr": "y"}}',
+            "1 text(s) in de, fr, not in en (see --language)",
+        ),
+        (b"image,caption_de,caption_fr\na,x,y\n", "caption_de, caption_fr and no captions in en"),
+        (b"image,caption\na.jpg,12\nb.jpg,3\n", "has numbers for captions, as 12"),
         (b"image,caption\n", "no captions"),
         (b"image,caption\na.jpg,\n", "1 row(s) without a caption"),
         (b"image,caption\na.jpg,one\nb.jpg,one, two\n", "line 3: it has 3 fields, the header 2"),

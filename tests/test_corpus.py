@@ -86,6 +86,21 @@ def test_lists_that_name_nothing_are_told(tmp_path, caplog):
     assert caplog.text.count("fit no image") == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("test.csv", "image\n0.jpg\n1.jpg\n"),
+        ("ImageSets/Main/test.txt", "0\n1\n"),
+        ("my_splits.json", '{"train": ["2.jpg"], "test": ["0.jpg", "1.jpg"]}'),
+    ],
+)
+def test_lists_of_other_forms_and_in_folders_below(tmp_path, name, text):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(text)
+    corpus = corpus_of(tmp_path, ["0.jpg", "1.jpg", "2.jpg"])
+    assert names_of(corpus) == {"train": {"2.jpg"}, "val": set(), "test": {"0.jpg", "1.jpg"}}
+
+
 def test_an_image_in_the_lists_of_two_splits_is_refused(tmp_path):
     corpus_of(tmp_path, ["0.jpg", "1.jpg"])
     (tmp_path / "split_val.txt").write_text("0.jpg\n")

@@ -49,6 +49,14 @@ def test_a_folder_for_each_split_is_read_as_a_whole(tmp_path):
     }
 
 
+def test_files_of_the_same_name_beside_their_pictures_are_read_together(tmp_path):
+    for folder in ("cats", "dogs"):
+        write(tmp_path, **{f"{folder}__captions_csv": f"image,caption\n0.jpg,{folder}\n"})
+        picture(tmp_path / folder / "0.jpg")
+    captions = [(e.path.parent.name, e.captions) for e in load_corpus(tmp_path).examples]
+    assert captions == [("cats", ["cats"]), ("dogs", ["dogs"])]
+
+
 def test_coco_files_that_name_pictures_alike(tmp_path):
     """Validation was shown the training pictures, which are called the same."""
     for split in ("train", "val"):
@@ -170,6 +178,9 @@ def test_looking_for_captions_says_what_to_do(tmp_path):
         load_corpus(tmp_path)
     write(tmp_path, captions_txt="file,words\na.jpg,x\n")
     with pytest.raises(UserError, match=r"no captions file .*captions.txt is in no format known"):
+        load_corpus(tmp_path)
+    (tmp_path / "captions.txt").rename(tmp_path / "captions.xlsx")
+    with pytest.raises(UserError, match=r"captions.xlsx is a spreadsheet: save it as CSV"):
         load_corpus(tmp_path)
     with pytest.raises(UserError, match=r"no captions file .*three.csv: .*--captions"):
         load_corpus(tmp_path, "three.csv")

@@ -1,0 +1,128 @@
+"""Splits for images that the captions files put into none: lists, folders, or a hash of names."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+
+from captions import IMAGE_KEYS, SPLIT_NAMES, split_of_folders, split_of_name
+from cli import UserError
+from pairing import Finder
+from tables import IMAGE_SUFFIX, parse_json, read_text, text_lines
+
+log = logging.getLogger(__name__)
+
+# Flickr30k's published split (Karpathy's), used wherever these names occur.
+PUBLISHED_SPLIT = Path(__file__).parent / "flickr30k_images"
+
+LIST_SUFFIXES = (".txt", ".csv", ".lst", ".list")  # of files that list a split's images
+
+
+def find_splits(
+    path_of: Mapping[str, str],
+    missing: Sequence[str],
+    files: Sequence[Path],
+    copy_of: Mapping[str, str],
+) -> tuple[dict[str, str], str]:
+    """Map images to splits, by the first source that says anything about them.
+
+    Args:
+        path_of: image name → the path of its picture below the data's folder.
+        missing: images without a picture, which lists may name too.
+        files: where lists may be.
+        copy_of: image name → the first image with the same picture, which a hash keeps together.
+
+    Returns:
+        Image name → split, for those that are in one, and the source, for messages.
+
+    Raises:
+        UserError: an image is in the lists of two splits.
+    """
+    names = list(path_of)
+    split_of, source = _by_lists([*names, *missing], files)
+    if not split_of:
+        split_of, source = _by_folders(path_of), "the pictures' folders"
+    if not split_of:
+        split_of, source = _published(names), "Flickr30k's published lists"
+    if not split_of:
+        split_of = {name: _by_hash(copy_of.get(name, name)) for name in names}
+        source = "a hash of each name, 90/5/5"
+    return split_of, source
+
+
+def with_train(split_of: dict[str, str], names: Iterable[str]) -> dict[str, str]:
+    """The splits; where nothing is for training, all that is in no split is."""
+    if "train" in split_of.values():
+        return split_of
+    return dict.fromkeys(names, "train") | split_of
+
+
+def _by_lists(names: list[str], files: Sequence[Path]) -> tuple[dict[str, str], str]:
+    """By text files whose name speaks of a split and whose lines are names of images.
+
+    Raises:
+        UserError: an image is in the lists of two splits.
+    """
+    finder = Finder(names)
+    split_of: dict[str, str] = {}
+    folders: list[Path] = []
+    for path, split, entries in _lists(files):
+        fitting = {entry: finder.find(entry)[0] for entry in entries}
+        images = [found[0] for found in fitting.values() if len(found) == 1]
+        strangers = [entry for entry, found in fitting.items() if len(found) != 1]
+        is_meant = images or IMAGE_SUFFIX.search(entries[0]) or "split" in path.name
+        if strangers and is_meant:
+            log.warning(
+                f"warning: {len(strangers):,} of the {len(entries):,} names in {path} fit no "
+                f"image, as {strangers[0]}; images are called as {names[0]}."
+            )
+        for name in images:
+            if split_of.setdefault(name, split) != split:
+                raise UserError(
+                    f"{name} is in the list of {split_of[name]} images and, by {path}, in that of "
+                    f"{split}: leave it in one."
+                )
+        folders += [path.parent] if images else []
+    return (with_train(split_of, names), f"the lists in {folders[0]}") if folders else ({}, "")
+
+
+def _lists(files: Sequence[Path]) -> Iterator[tuple[Path, str, list[str]]]:
+    """The lists of a split's images: the file, the split, and the names, one a line or in JSON."""
+    for path in files:
+        split, suffix = split_of_name(path.stem), path.suffix.lower()
+        if split and suffix in LIST_SUFFIXES:
+            lines = dict.fromkeys(line.strip().strip('"') for line in text_lines(path))
+            if entries := [line for line in lines if line.lower() not in IMAGE_KEYS]:
+                yield path, split, entries
+        elif suffix == ".json" and "split" in path.stem.lower():
+            content, _ = parse_json(read_text(path)[0])
+            for key, values in content.items() if isinstance(content, dict) else ():
+                split = SPLIT_NAMES.get(str(key).lower())
+                if split and isinstance(values, list) and all(isinstance(v, str) for v in values):
+                    yield path, split, values
+
+
+def _by_folders(path_of: Mapping[str, str]) -> dict[str, str]:
+    """By folders called train, val and test, if all pictures are in such a one."""
+    folders = {n: split_of_folders(PurePath(path).as_posix()) for n, path in path_of.items()}
+    split_of = {name: split for name, split in folders.items() if split}
+    return split_of if len(split_of) == len(path_of) and len({*split_of.values()}) > 1 else {}
+
+
+def _published(names: Sequence[str]) -> dict[str, str]:
+    """By Flickr30k's lists of validation and test images, where these names occur."""
+    split_of = {
+        name: split
+        for split in ("val", "test")
+        for name in text_lines(PUBLISHED_SPLIT / f"split_{split}.txt")
+    }
+    there = {name: split_of[name] for name in names if name in split_of}
+    return with_train(there, names) if there else {}
+
+
+def _by_hash(name: str) -> str:
+    """Split 90/5/5 by the name alone, so that an image's split stays when others are added."""
+    share = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 16**8
+    return "train" if share < 0.90 else "val" if share < 0.95 else "test"
