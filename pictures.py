@@ -4,72 +4,221 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
+import re
+import struct
+import threading
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from cli import UserError
 
+# Tried in this order, TGA last: it has no signature. None starts a program, as PostScript does.
+FORMATS = "JPEG PNG GIF WEBP AVIF BMP DIB TIFF JPEG2000 PPM ICO TGA".split()  # noqa: SIM905
 PICTURE_SUFFIXES = {
-    *(".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".jp2", ".avif"),
-    *(".ppm", ".pgm", ".pbm", ".jfif", ".tga"),
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".webp", ".avif", ".dib"),
+    *(
+        ".ico",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".jp2",
+        ".j2k",
+        ".jpx",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".tga",
+    ),
 }
+OTHER_FILES = {  # how they begin → what they are
+    rb"\Z": "but an empty file",
+    rb"version https://git-lfs": "but a Git LFS pointer: fetch the pictures with git lfs pull",
+    rb"\s*(<!--.*-->\s*)?<(!doctype html|html|head|body)": "but a web page: download it again",
+    rb"\s*(<\?xml.*)?(<!.*)?<svg": "but an SVG drawing: convert it to PNG",
+    rb"....ftyp(hei|hev|mif1|msf1)": "in a format that can be read but HEIC: convert it to JPEG",
+}
+LARGEST, LONGEST = 2 * 10**9, 10**6  # bytes of memory for a picture, about; pixels of a side
+TOO_LARGE = "is too large: reading it may take more than 2 GB of memory"
+Image.MAX_IMAGE_PIXELS = LARGEST // 2  # Pillow warns above it, and refuses twice as many
+COPIES = {"WEBP": 4, "AVIF": 4, "JPEG2000": 5, "TIFF": 2}  # of an image while it is decoded
+SHRUNK = 2**24  # pixels: more are averaged in blocks before the picture is resized
+STRIP = 2**22  # pixels converted at a time
+_one_large = threading.Lock()
 LARGEST_RATIO = 1.25  # width to height of a crop, or height to width
 
 
 # ---------------------------------------------------------------------------------- reading
 
 
-def read_image(source: Path | Any, *, size: int | None = None) -> Image.Image:
+class _Refusal(Exception):
+    """Why a picture is not read, as the rest of a sentence that begins with its name."""
+
+
+def read_image(source: str | Path | IO[bytes], *, size: int | None = None) -> Image.Image:
     """Open a picture as viewers show it: upright, RGB, over white, its first frame.
+
+    The pixels count: side data that cannot be read (EXIF, profiles, texts) is passed over.
 
     Args:
         source: a path or an open binary file.
-        size: the size it will be resized to; a large JPEG is then decoded at a smaller scale, at
-            least twice that size, which is several times as fast.
+        size: what it will be resized to; if it is large, it comes at no less than twice that.
 
     Raises:
-        UserError: not a picture, damaged, or too large.
+        UserError: no regular file, not a picture, damaged, or too large; its message is one line.
     """
-    name = source if isinstance(source, str | Path) else "the picture"
+    name = one_line(str(source)) if isinstance(source, str | os.PathLike) else "the picture"
     try:
-        with Image.open(source) as image:
-            if size is not None:
-                image.draft(None, (2 * size, 2 * size))
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+        with _opened(source) as file:
+            return _read(file, size)
     except FileNotFoundError:
         raise UserError(f"{name}: no such file.") from None
-    except UnidentifiedImageError:
-        raise UserError(f"{name} is not a picture in a format that can be read.") from None
-    except Image.DecompressionBombError:
-        raise UserError(f"{name} is too large to be read safely (over 179 megapixels).") from None
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name} {TOO_LARGE}.") from error
+    except _Refusal as refusal:
+        raise UserError(f"{name} {refusal}.") from refusal
     except Exception as error:  # decoders raise errors of almost any kind on broken files
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"{name} cannot be read: {reason}.") from error
+        raise UserError(
+            f"{name} cannot be read: {' '.join(reason.split()).rstrip('.')}."
+        ) from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode: 16 bits scaled down (Pillow would clip them), transparency over white."""
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, dtype=np.float32)
-        white = 65535 if image.mode.startswith("I") else 1 if values.max() <= 1 else 255
-        return Image.fromarray((values / white * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(background, image).convert("RGB")
-    return image.convert("RGB")
+def one_line(name: str) -> str:
+    r"""Escape what breaks a line or a table: ``\t``, ``\n``; double backslashes, not on Windows."""
+    special = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\\]" if os.sep == "/" else r"[\x00-\x1f]"
+    return re.sub(special, lambda found: found[0].encode("unicode_escape").decode(), name)
+
+
+def _opened(source: str | Path | IO[bytes]) -> AbstractContextManager[IO[bytes]]:
+    """Open a regular file, and no other: a pipe may hang, a device never end."""
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise _Refusal("is not a picture but a pipe, socket or device")
+        return path.open("rb")
+    try:
+        source.seek(0)
+    except (AttributeError, OSError):  # a stream
+        source = io.BytesIO(source.read(LARGEST))
+    return nullcontext(source)
+
+
+def _read(file: IO[bytes], size: int | None) -> Image.Image:
+    """Decode; if that fails, try with less of a PNG's side data, at last with its pixels alone."""
+    try:
+        return _decode(file, size)
+    except Exception:
+        for side_data in ((b"tRNS", b"eXIf"), ()):
+            with suppress(Exception):
+                return _decode(_bare_png(file, side_data), size)
+        raise
+
+
+def _bare_png(file: IO[bytes], side_data: tuple[bytes, ...]) -> IO[bytes]:
+    """Copy a PNG's pixels, and those chunks of the side data named that are whole."""
+    file.seek(0)
+    kept = [file.read(8)]
+    if kept != [b"\x89PNG\r\n\x1a\n"]:
+        raise ValueError("no PNG")
+    while len(start := file.read(8)) == 8:
+        length, name = struct.unpack(">I4s", start)
+        data, checksum = file.read(length), file.read(4)
+        is_whole = zlib.crc32(name + data).to_bytes(4) == checksum
+        if name in (b"IHDR", b"PLTE", b"IDAT", b"IEND") or (name in side_data and is_whole):
+            kept += [start, data, checksum]
+    return io.BytesIO(b"".join(kept))
+
+
+def _decode(file: IO[bytes], size: int | None) -> Image.Image:
+    """Decode and convert within the memory allowed."""
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        file.seek(0)
+        head = file.read(512)
+        kinds = (kind for start, kind in OTHER_FILES.items() if re.match(start, head, re.S | re.I))
+        raise _Refusal(f"is not a picture {next(kinds, 'in a format that can be read')}") from None
+    memory = 2 * math.prod(image.size) * getattr(image, "layers", 0)  # JPEG's, at any scale
+    side = 2 * (size or max(image.size))
+    image.draft(None, (side, side))
+    n_pixels = math.prod(image.size)
+    shrink = max(1, min(image.size) // side) if n_pixels > SHRUNK else 1
+    channels = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
+    memory += n_pixels * channels * COPIES.get(image.format or "", 1)
+    memory += n_pixels * 7 // shrink**2  # as an RGB image and an array
+    if max(memory, file.seek(0, io.SEEK_END)) > LARGEST or max(image.size) > LONGEST:
+        raise _Refusal(TOO_LARGE)
+    with _one_large if memory > LARGEST / 8 else nullcontext():
+        image.load()
+        rgb = _to_rgb(image, shrink)
+    with suppress(Exception):  # EXIF that is not there, or damaged
+        rgb.getexif()[ExifTags.Base.Orientation] = image.getexif()[ExifTags.Base.Orientation]
+    ImageOps.exif_transpose(rgb, in_place=True)
+    return rgb
+
+
+def _to_rgb(image: Image.Image, shrink: int) -> Image.Image:
+    """Convert any mode, in strips, so that no large picture is in memory several times."""
+    width, height = image.size
+    levels = _black_and_white(image) if image.mode.startswith(("I", "F")) else None
+    rgb = Image.new("RGB", (math.ceil(width / shrink), math.ceil(height / shrink)))
+    rows = max(1, STRIP // (width * shrink)) * shrink
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        strip = _to_8_bits(strip, *levels) if levels else _over_white(strip)
+        rgb.paste(strip.reduce(shrink), (0, top // shrink))
+    return rgb
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """Convert 8 bits a channel; Pillow would show black under what is transparent."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _black_and_white(image: Image.Image) -> tuple[float, float]:
+    """The values of a deep picture that stand for black and white, hot pixels aside.
+
+    White is that of the least bit depth, or range of floats, that holds the values, or the largest.
+    """
+    sample = image.resize([min(side, 1024) for side in image.size], Image.Resampling.NEAREST)
+    values = np.asarray(sample)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        raise _Refusal("is not a picture that can be shown: it holds nothing but NaN or infinity")
+    low = float(np.quantile(values, 0.001, method="higher"))
+    high = float(np.quantile(values, 0.999, method="lower"))
+    if low < min(0, -0.05 * high):
+        return low, max(high, low + 1)
+    whites = (1, 255, 65535) if image.mode == "F" else (255, 1023, 4095, 16383, 65535)
+    white = next((white for white in whites if high <= 1.05 * white), high)  # filters overshoot
+    return 0, high if 1.05 < high < white / 16 else white  # too dark for that range
+
+
+def _to_8_bits(image: Image.Image, black: float, white: float) -> Image.Image:
+    """Convert a deep picture; Pillow would clip it. NaN becomes black."""
+    values = np.asarray(image, dtype=np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # of the largest floats
+        values = (values - black) / (white - black) * 255
+    values = np.nan_to_num(values, nan=0, posinf=255, neginf=0).clip(0, 255)
+    return Image.fromarray(values.astype(np.uint8)).convert("RGB")
 
 
 def read_pictures(
@@ -128,7 +277,7 @@ def transform(image: Image.Image, size: int) -> Tensor:
 # ----------------------------------------------------------------------------- augmentation
 
 
-def augment(pixels: Tensor, may_mirror: Tensor, *, smallest: float) -> Tensor:
+def augment(pixels: Tensor, may_mirror: Tensor, *, crop: float) -> Tensor:
     """Crop each picture at random, resize the crop, and mirror half of those that allow it.
 
     Runs on the device of ``pixels`` with that device's random numbers, and never waits for it.
@@ -136,19 +285,19 @@ def augment(pixels: Tensor, may_mirror: Tensor, *, smallest: float) -> Tensor:
     Args:
         pixels: (N, 3, S, S) uint8.
         may_mirror: (N,) bool, on the same device: the captions are true of the mirror image too.
-        smallest: least share of a picture's area that is kept, above 0 and at most 1.
+        crop: least share of a picture's area that is kept, above 0 and at most 1.
 
     Returns:
         (N, 3, S, S) uint8.
 
     Source: Szegedy et al. 2015, arXiv:1409.4842, section 6, with gentler aspect ratios.
     """
-    boxes = _random_boxes(len(pixels), smallest=smallest, device=pixels.device)
+    boxes = _random_boxes(len(pixels), crop=crop, device=pixels.device)
     mirrored = may_mirror & (torch.rand(len(pixels), device=pixels.device) < 0.5)
     return _crop(pixels, boxes, mirrored)
 
 
-def _random_boxes(n: int, *, smallest: float, device: torch.device) -> Tensor:
+def _random_boxes(n: int, *, crop: float, device: torch.device) -> Tensor:
     """Draw crops: area uniform, aspect ratio log-uniform, place uniform.
 
     The ratio is drawn from what fits into the picture at that area, so that no box has to be
@@ -158,7 +307,7 @@ def _random_boxes(n: int, *, smallest: float, device: torch.device) -> Tensor:
         (4, N) float32: left, top, width and height as shares of the picture's side.
     """
     area, ratio, left, top = torch.rand(4, n, device=device)  # (N,) each, in [0, 1)
-    area = 1 - (1 - smallest) * area
+    area = 1 - (1 - crop) * area
     log_area = area.log()
     limit = (-log_area).clamp(max=math.log(LARGEST_RATIO))  # area * ratio and area / ratio <= 1
     log_ratio = (2 * ratio - 1) * limit
