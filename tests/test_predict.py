@@ -201,6 +201,43 @@ def test_bad_input_is_one_line_and_2(trained, folder, capsys, monkeypatch, flags
     assert len(err.splitlines()) == 1
 
 
+def test_a_folder_of_all_kinds(trained, folder, capsys):
+    """What can be read is read whatever its name, the rest is counted, thumbnails are left out."""
+    jpeg = (folder / "b.JPG").read_bytes()
+    names = ["c.jpe", "d.mpo", "e.jpg.1", "f.jpg_large", "saved", "is_jpeg.heic"]
+    for name in (*names, ".hidden/g.jpg", "@eaDir/h.jpg"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(jpeg)
+    for name in ("1.HEIC", "2.heic", "3.svg", "4.cr2", "table.csv", "run.json", "film.mp4"):
+        (folder / name).write_bytes(b"II*\0 no picture")
+    (folder / "round").symlink_to(folder, target_is_directory=True)
+    assert run(trained, "--image", folder) == 0
+    out, err = capsys.readouterr()
+    read = [line.split("\t")[0].removeprefix(f"{folder}{os.sep}") for line in out.splitlines()]
+    assert read == sorted(["a.png", "b.JPG", "deep/er/c.webp", *names])
+    passed_over = "4 files passed over: 2 .heic, 1 .cr2, 1 .svg (HEIC needs conversion to JPEG)"
+    assert err == f"{passed_over}\n"
+
+
+def test_a_folder_of_nothing_but_heic_says_so(trained, tmp_path, capsys):
+    (tmp_path / "IMG_0001.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    assert run(trained, "--image", tmp_path) == 2
+    err = capsys.readouterr().err
+    assert "1 file passed over: 1 .heic (HEIC needs conversion to JPEG)" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such names")
+def test_odd_names_do_not_break_the_table(trained, folder, capsys):
+    for name in ("a\tb.png", "two\nlines.png", "back\\slash.png", "=1, 100%.png"):
+        (folder / name).write_bytes((folder / "a.png").read_bytes())
+    assert run(trained, "--image", folder) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert {len(row) for row in rows} == {2}
+    shown = {Path(row[0]).name for row in rows}
+    assert shown >= {r"a\tb.png", r"two\nlines.png", r"back\\slash.png", "=1, 100%.png"}
+
+
 def test_quiet_leaves_only_errors(trained, folder, tmp_path, capsys):
     assert run(trained, "--image", folder, "--output", tmp_path / "c.csv", "--quiet") == 0
     assert capsys.readouterr() == ("", "")
