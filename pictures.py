@@ -29,21 +29,9 @@ from cli import UserError
 # Tried in this order, TGA last: it has no signature. None starts a program, as PostScript does.
 FORMATS = "JPEG PNG GIF WEBP AVIF BMP DIB TIFF JPEG2000 PPM ICO TGA".split()  # noqa: SIM905
 PICTURE_SUFFIXES = {
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".webp", ".avif", ".dib"),
-    *(
-        ".ico",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".jp2",
-        ".j2k",
-        ".jpx",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".tga",
-    ),
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".webp", ".avif", ".ico"),
+    *(".tif", ".tiff", ".jp2", ".j2k", ".jpx", ".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm"),
+    ".tga",
 }
 OTHER_FILES = {  # how they begin → what they are
     rb"\Z": "but an empty file",
@@ -53,11 +41,9 @@ OTHER_FILES = {  # how they begin → what they are
     rb"....ftyp(hei|hev|mif1|msf1)": "in a format that can be read but HEIC: convert it to JPEG",
 }
 LARGEST, LONGEST = 2 * 10**9, 10**6  # bytes of memory for a picture, about; pixels of a side
-TOO_LARGE = "is too large: reading it may take more than 2 GB of memory"
 Image.MAX_IMAGE_PIXELS = LARGEST // 2  # Pillow warns above it, and refuses twice as many
 COPIES = {"WEBP": 4, "AVIF": 4, "JPEG2000": 5, "TIFF": 2}  # of an image while it is decoded
-SHRUNK = 2**24  # pixels: more are averaged in blocks before the picture is resized
-STRIP = 2**22  # pixels converted at a time
+SHRUNK, STRIP = 2**24, 2**22  # pixels from which on blocks are averaged; converted at a time
 _one_large = threading.Lock()
 LARGEST_RATIO = 1.25  # width to height of a crop, or height to width
 
@@ -88,7 +74,7 @@ def read_image(source: str | Path | IO[bytes], *, size: int | None = None) -> Im
     except FileNotFoundError:
         raise UserError(f"{name}: no such file.") from None
     except Image.DecompressionBombError as error:
-        raise UserError(f"{name} {TOO_LARGE}.") from error
+        raise UserError(f"{name} is too large: it may take over 2 GB of memory.") from error
     except _Refusal as refusal:
         raise UserError(f"{name} {refusal}.") from refusal
     except Exception as error:  # decoders raise errors of almost any kind on broken files
@@ -122,6 +108,8 @@ def _read(file: IO[bytes], size: int | None) -> Image.Image:
     """Decode; if that fails, try with less of a PNG's side data, at last with its pixels alone."""
     try:
         return _decode(file, size)
+    except Image.DecompressionBombError:
+        raise
     except Exception:
         for side_data in ((b"tRNS", b"eXIf"), ()):
             with suppress(Exception):
@@ -145,7 +133,7 @@ def _bare_png(file: IO[bytes], side_data: tuple[bytes, ...]) -> IO[bytes]:
 
 
 def _decode(file: IO[bytes], size: int | None) -> Image.Image:
-    """Decode and convert within the memory allowed."""
+    """Decode and convert within the memory allowed, to an RGB image and its array of 7 bytes."""
     try:
         image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
@@ -159,10 +147,9 @@ def _decode(file: IO[bytes], size: int | None) -> Image.Image:
     n_pixels = math.prod(image.size)
     shrink = max(1, min(image.size) // side) if n_pixels > SHRUNK else 1
     channels = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
-    memory += n_pixels * channels * COPIES.get(image.format or "", 1)
-    memory += n_pixels * 7 // shrink**2  # as an RGB image and an array
+    memory += round(n_pixels * (channels * COPIES.get(image.format or "", 1) + 7 / shrink**2))
     if max(memory, file.seek(0, io.SEEK_END)) > LARGEST or max(image.size) > LONGEST:
-        raise _Refusal(TOO_LARGE)
+        raise Image.DecompressionBombError
     with _one_large if memory > LARGEST / 8 else nullcontext():
         image.load()
         rgb = _to_rgb(image, shrink)
