@@ -423,7 +423,7 @@ def _image_name(row: Row, keys: Sequence[str], captions: Captions) -> str:
                 f"{captions.path}, {row.where}: {key} is {listed([value])}, not an image's name."
             )
         parts.append(_encodable(value or "").strip())
-    folder, name = ("", *parts)[-2:]
+    folder, name = ("", "", *parts)[-2:]
     return f"{folder}/{name}" if folder and name and not folder.endswith(name) else name or folder
 
 

@@ -21,7 +21,8 @@ import cli
 import metrics
 from captions import SPLITS, Captions, read_captions, split_of_folders, split_of_name
 from cli import UserError, option
-from pairing import Pictures, copies, files_below
+from files import files_below
+from pairing import Pictures, copies
 from sources import choose_captions
 from splits import find_splits, with_train
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 import posixpath
 import re
@@ -23,49 +22,12 @@ from captions import split_of_folders
 from cli import UserError
 from pictures import PICTURE_SUFFIXES
 
-log = logging.getLogger(__name__)
-
 # Folders whose name says nothing about which pictures are in them.
 GENERIC_FOLDERS = {
     *("image", "images", "img", "imgs", "photo", "photos", "picture", "pictures", "jpg", "jpeg"),
     *("jpegs", "png", "data", "dataset", "files"),
 }
-HIDDEN = ("@eadir", "__macosx")  # of a NAS and of macOS; so are all that begin with a dot
-
 Parts = tuple[str, ...]  # of a path
-
-
-def files_below(folder: Path) -> list[Path]:
-    """All regular files of a folder and those below, the shallowest first, in order of names.
-
-    Hidden folders and files are passed over, and so is a folder that was met before: a symbolic
-    link may lead back to it.
-    """
-    found: list[Path] = []
-    visited: set[tuple[int, int]] = set()
-    level = [folder]
-    while level:
-        entries = []
-        for parent in level:
-            try:
-                entries += sorted(os.scandir(parent), key=lambda entry: entry.name)
-            except OSError as error:
-                log.warning(f"warning: {parent} cannot be read: {error.strerror or error}.")
-        level = []
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name.lower() in HIDDEN:
-                continue
-            try:
-                if entry.is_file():
-                    found.append(Path(entry.path))
-                elif entry.is_dir():
-                    stat = entry.stat()
-                    if (stat.st_dev, stat.st_ino) not in visited:
-                        visited.add((stat.st_dev, stat.st_ino))
-                        level.append(Path(entry.path))
-            except OSError:  # a link to itself
-                continue
-    return found
 
 
 class Finder:

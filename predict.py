@@ -60,12 +60,9 @@ if __name__ == "__main__":  # before the slow imports
 import csv
 import json
 import logging
-import os
-import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 
@@ -76,18 +73,10 @@ import checkpoint
 from checkpoint import Checkpoint
 from cli import UserError
 from files import whole_file
-from pictures import PICTURE_SUFFIXES, one_line, read_pictures
+from inputs import find_pictures
+from pictures import one_line, read_pictures
 from search import Hypothesis, caption
 
-UNREAD_SUFFIXES = {  # of pictures that cannot be read here
-    *(".heic", ".heif", ".hif", ".jxl", ".svg", ".svgz", ".eps", ".ai", ".psd", ".xcf", ".raw"),
-    *(".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".orf", ".raf", ".rw2", ".pef", ".srw"),
-}
-# How pictures begin, whatever they are called. Not TIFF: cameras' raw files begin like it.
-SIGNATURES = re.compile(
-    rb"(?s)\xff\xd8\xff|\x89PNG\r\n|GIF8|RIFF....WEBP|....ftypavi|\0{3}\x0cjP  "
-)
-THUMBNAILS = ("@eaDir", "__MACOSX")  # folders of a NAS and of a Mac's zips, as good as hidden
 log = logging.getLogger(__name__)
 
 
@@ -113,7 +102,7 @@ def predict(settings: Settings, given: frozenset[str]) -> int:
     """
     if settings.output and settings.output.exists() and not settings.overwrite:
         raise UserError(f"{settings.output} exists: give --overwrite to replace it.")
-    paths = _pictures(settings.image)
+    paths = find_pictures(settings.image)
     models = checkpoint.load_ensemble(settings.checkpoint, cli.device(settings.device))
     vocabulary = models[0].vocabulary
     one = len(settings.image) == 1 and not settings.image[0].is_dir()
@@ -131,49 +120,6 @@ def predict(settings: Settings, given: frozenset[str]) -> int:
         if n_failed == len(paths):
             raise SystemExit(cli.FAILED)  # an output file that was there stays as it is
     return cli.SOME_FAILED if n_failed else cli.DONE
-
-
-def _pictures(given: Iterable[Path]) -> list[Path]:
-    """The pictures given, and those in the folders given, however deep, in order of their names."""
-    paths, unread = list[Path](), list[Path]()
-    for path in given:
-        if not path.is_dir():
-            paths.append(path)  # whether it is there and a picture shows when it is read
-            continue
-        files = {file: _is_picture(file) for file in _files(path)}
-        unread += [f for f in files if not files[f] and f.suffix.lower() in UNREAD_SUFFIXES]
-        if not any(files.values()):
-            hint = _passed_over(unread) if unread else "give another --image"
-            raise UserError(f"no pictures in {one_line(str(path))} or the folders below: {hint}.")
-        paths += [file for file, is_picture in files.items() if is_picture]
-    if unread:
-        log.warning(_passed_over(unread))
-    return paths
-
-
-def _files(folder: Path) -> list[Path]:
-    """Regular files of a folder and those below, sorted; no hidden ones, and no linked folders."""
-    files: list[Path] = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name[0] != "." and name not in THUMBNAILS]
-        files += [Path(parent, name) for name in names if name[0] != "."]
-    return sorted(file for file in files if file.is_file())
-
-
-def _is_picture(path: Path) -> bool:
-    """Whether a file has a picture's suffix, or another and a picture's first bytes."""
-    if path.suffix.lower() in PICTURE_SUFFIXES:
-        return True
-    with suppress(OSError), path.open("rb") as file:
-        return SIGNATURES.match(file.read(16)) is not None
-    return False
-
-
-def _passed_over(unread: list[Path]) -> str:
-    counts = Counter(sorted(path.suffix.lower() for path in unread)).most_common()
-    kinds = ", ".join(f"{n:,} {suffix}" for suffix, n in counts)
-    hint = " (HEIC needs conversion to JPEG)" if ".heic" in kinds or ".heif" in kinds else ""
-    return f"{len(unread):,} file{'s' if len(unread) > 1 else ''} passed over: {kinds}{hint}"
 
 
 def _caption(

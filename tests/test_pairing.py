@@ -7,7 +7,8 @@ import pytest
 
 from cli import UserError
 from corpus import load_corpus
-from pairing import copies, files_below
+from files import files_below
+from pairing import copies
 
 
 def data(folder, names, pictures):
