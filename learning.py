@@ -20,7 +20,7 @@ from loader import Batch
 from model import ImageCaptioningModel, half_precision
 from resnet import ALL_LAYERS
 
-CACHED_SCORES = 2**17  # half a MB: stays in a core's cache
+CHUNK_LOGITS = 2**17  # half a MB in float32: stays in a core's cache
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def word_losses(logits: Tensor, targets: Tensor, label_smoothing: float) -> tupl
 class _WordLosses(torch.autograd.Function):
     """The loss and its gradient in one go, on a CPU a few words at a time.
 
-    The scores of all words are larger than a CPU's cache, and the usual chain of operations passes
-    over them a dozen times: in pieces, and without keeping what lies between, it is three times as
+    The logits of all words are larger than a CPU's cache, and the usual chain of operations passes
+    over them a dozen times: in chunks, and without keeping what lies between, it is three times as
     fast.
     """
 
@@ -85,22 +85,23 @@ class _WordLosses(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         n_words, vocabulary_size = logits.shape
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        piece = max(1, CACHED_SCORES // vocabulary_size) if logits.device.type == "cpu" else n_words
-        plain = logits.new_zeros((), dtype=torch.float32)
-        flat = plain.clone()  # cross-entropy against all words alike
-        for start in range(0, n_words, piece):
-            rows = slice(start, start + piece)
+        is_cpu = logits.device.type == "cpu"
+        chunk_rows = max(1, CHUNK_LOGITS // vocabulary_size) if is_cpu else n_words
+        nats = logits.new_zeros((), dtype=torch.float32)
+        uniform_nats = nats.clone()  # if every word of the vocabulary were as much the target
+        for start in range(0, n_words, chunk_rows):
+            rows = slice(start, start + chunk_rows)
             log_probs = F.log_softmax(logits[rows], dim=-1, dtype=torch.float32)
             index = targets[rows].unsqueeze(1)
-            plain -= log_probs.gather(1, index).sum()
-            flat -= log_probs.sum() / vocabulary_size
+            nats -= log_probs.gather(1, index).sum()
+            uniform_nats -= log_probs.sum() / vocabulary_size
             if gradient is not None:  # softmax less the smoothed target
-                change = log_probs.exp_().sub_(label_smoothing / vocabulary_size)
-                change.scatter_add_(1, index, change.new_full(index.shape, label_smoothing - 1))
-                gradient[rows] = change.mul_(1 / n_words)
+                grad = log_probs.exp_().sub_(label_smoothing / vocabulary_size)
+                grad.scatter_add_(1, index, grad.new_full(index.shape, label_smoothing - 1))
+                gradient[rows] = grad.mul_(1 / n_words)
         ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(plain)
-        return ((1 - label_smoothing) * plain + label_smoothing * flat) / n_words, plain
+        ctx.mark_non_differentiable(nats)
+        return ((1 - label_smoothing) * nats + label_smoothing * uniform_nats) / n_words, nats
 
     @staticmethod
     @once_differentiable

@@ -12,17 +12,17 @@ from model import UNK, ImageCaptioningModel
 from resnet import ALL_LAYERS
 
 
-def make(n_layers=0):
+def make(trained_layers=0):
     torch.manual_seed(0)
     model = ImageCaptioningModel(9, encoder="resnet18", embedding_size=8, hidden_size=8)
-    model.unfreeze_encoder(n_layers)
+    model.unfreeze_encoder(trained_layers)
     return model
 
 
-@pytest.mark.parametrize("cached", [learning.CACHED_SCORES, 10])  # at once, two words at a time
-def test_word_losses(monkeypatch, cached):
+@pytest.mark.parametrize("chunk_logits", [learning.CHUNK_LOGITS, 10])  # at once, or two words
+def test_word_losses(monkeypatch, chunk_logits):
     """In value and gradient PyTorch's own, however few words are taken at a time."""
-    monkeypatch.setattr(learning, "CACHED_SCORES", cached)
+    monkeypatch.setattr(learning, "CHUNK_LOGITS", chunk_logits)
     torch.manual_seed(0)
     logits, expected = torch.randn(7, 5, requires_grad=True), torch.tensor([0, 1, 2, 3, 4, 0, 1])
     loss, nats = learning.word_losses(logits, expected, 0.1)
@@ -50,10 +50,10 @@ def test_schedule_warms_up_and_comes_to_rest():
     assert factors[100] == pytest.approx(0.0)
 
 
-@pytest.mark.parametrize("n_layers", [0, 1, ALL_LAYERS])
-def test_a_pretrained_encoder_learns_at_its_own_rate(n_layers):
+@pytest.mark.parametrize("trained_layers", [0, 1, ALL_LAYERS])
+def test_a_pretrained_encoder_learns_at_its_own_rate(trained_layers):
     """A tutorial gave the encoder to the optimizer before it froze it, another at 1e-3."""
-    model = make(n_layers)
+    model = make(trained_layers)
     found = learning.make_optimizer(
         model, learning_rate=1e-3, encoder_learning_rate=1e-5, weight_decay=0.01
     )
@@ -63,7 +63,7 @@ def test_a_pretrained_encoder_learns_at_its_own_rate(n_layers):
     trained = {p for p in model.parameters() if p.requires_grad}
     assert set(rate_of) == trained
     encoder = {rate_of[p] for p in model.encoder.parameters() if p in rate_of}
-    assert encoder == {0: set(), 1: {1e-5}, ALL_LAYERS: {1e-3}}[n_layers]
+    assert encoder == {0: set(), 1: {1e-5}, ALL_LAYERS: {1e-3}}[trained_layers]
     assert rate_of[model.output.weight] == 1e-3
 
 
