@@ -1,4 +1,4 @@
-"""How weights change: cross-entropy, the optimizer, its schedule, and the state of a training."""
+"""How weights change: cross-entropy, the optimizer, its schedule, and the stages of a training."""
 
 # N images, F features, V vocabulary.
 
@@ -232,6 +232,27 @@ class Reading:
     def words_per_second(self) -> float:
         """Words of captions learned a second."""
         return self.n_words / max(self.seconds, 1e-9)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training: what learns, from what, how fast, for how long.
+
+    Attributes:
+        trained_layers: how many of the ResNet's last layers train; with 0 it is frozen.
+        whole_images: a batch holds all captions of its images.
+        crop: least area of the random crops that pictures are augmented by; 1: no crops.
+        measure: what the loss logs: nats per word, or the reward of a caption.
+    """
+
+    name: str
+    epochs: int
+    learning_rate: float
+    patience: int
+    trained_layers: int = 0
+    whole_images: bool = True
+    crop: float = 1.0
+    measure: str = "loss"
 
 
 @dataclass

@@ -14,15 +14,17 @@ from torch import Tensor
 from torch.optim import AdamW
 
 import checkpoint
+import demo
 import logs
-import search
+import metrics
 from checkpoint import Checkpoint
 from cli import UserError
-from corpus import Corpus
+from corpus import Corpus, load_corpus
 from features import load_features, load_pixels
-from learning import TrainState
+from learning import Reading, Stage, TrainState
 from loader import Flickr30k, Vocabulary
 from model import ImageCaptioningModel
+from search import caption
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ class Run:
         vocabulary: the words of the model's ids.
         corpus: what it is trained and validated on.
         started_at: when it began, in ``checkpoint.TIME_FORMAT``.
-        log: its TensorBoard folder.
+        tensorboard: its curves and pictures.
     """
 
     settings: Mapping[str, Any]
@@ -45,7 +47,7 @@ class Run:
     vocabulary: Vocabulary
     corpus: Corpus
     started_at: str
-    log: logs.RunLog
+    tensorboard: logs.RunLog
 
     @property
     def folder(self) -> Path:
@@ -62,11 +64,11 @@ class Run:
         kept, features = load_features(examples, self.model, image_size=size, cache=cache)
         return Flickr30k(kept, self.vocabulary, device, features=features)
 
-    def caption(self, features: Tensor) -> list[str]:
+    def write_captions(self, features: Tensor) -> list[str]:
         """Caption images as `predict.py` would: (N, F) → N captions."""
-        chosen = checkpoint.search_settings(self.settings, self.vocabulary)
-        found = search.caption([self.model], [features], chosen)
-        return [self.vocabulary.decode(hypotheses[0].tokens) for hypotheses in found]
+        search = checkpoint.search_settings(self.settings, self.vocabulary)
+        hypotheses = caption([self.model], [features], search)
+        return [self.vocabulary.decode(best.tokens) for best, *_ in hypotheses]
 
     def save_best(self, state: TrainState) -> None:
         """Write the model as it is now to ``best.pt``."""
@@ -107,14 +109,25 @@ class Run:
         examples = val_set.examples[: logs.PROJECTED_IMAGES]
         assert val_set.features is not None
         features = val_set.features[: len(examples)]
-        captions = self.caption(features)
-        self.log.embeddings(
+        captions = self.write_captions(features)
+        self.tensorboard.embeddings(
             self.vocabulary, self.model, features, captions, examples, step=state.step
         )
-        self.log.results(checkpoint.model_card(best), state.best_scores)
+        self.tensorboard.results(checkpoint.model_card(best), state.best_scores)
+
+    def log_steps(
+        self, measure: str, recent: Reading, norm: float, state: TrainState, optimizer: AdamW
+    ) -> None:
+        """Points on the curves for the last steps, if loss and gradient norm are finite."""
+        # Rewards stay finite when the weights do not; the norm does not.
+        self.check_finite(recent.mean + norm, state, optimizer)
+        learning_rate = optimizer.param_groups[0]["lr"]
+        self.tensorboard.steps(
+            measure, recent, norm=norm, learning_rate=learning_rate, step=state.step
+        )
 
     def check_finite(self, loss: float, state: TrainState, optimizer: AdamW) -> None:
-        """Stop a run that has diverged, before its weights are kept.
+        """Stop a run that has diverged, before its weights are kept; called after a step.
 
         Raises:
             UserError: the loss is not finite.
@@ -122,7 +135,7 @@ class Run:
         if not math.isfinite(loss):
             good = f" The last good checkpoints are in {self.folder}."
             raise UserError(
-                f"the loss is {loss} at step {state.step + 1:,}, learning rate "
+                f"the loss is {loss} at step {state.step:,}, learning rate "
                 f"{optimizer.param_groups[0]['lr']:.2g}: try a smaller one."
                 f"{good if state.total_epochs else ''}"
             )
@@ -144,6 +157,38 @@ class Run:
                 f"with\n    {logs.resume_command(self.settings)}"
             )
             raise
+
+
+def stages_left(stages: list[Stage], last: Checkpoint | None) -> tuple[list[Stage], TrainState]:
+    """The stages to train, and how far the first of them has come."""
+    if not last:
+        stages = [stage for stage in stages if stage.epochs]
+        return stages, TrainState(stages[0].name)
+    state = TrainState.of(last.training["state"])
+    log.info(f"resumed     in {state.stage}, epoch {state.epoch + 1}, after step {state.batch}")
+    names = [stage.name for stage in stages]
+    stages = [stage for stage in stages[names.index(state.stage) :] if stage.epochs]
+    if not stages:
+        raise UserError(f"no epochs are left to train from {state.stage} on: give more of them.")
+    return stages, state
+
+
+def load_data(settings: Mapping[str, Any], last: Checkpoint | None) -> Corpus:
+    """The data set: fit for training, and the same as before if a run is resumed."""
+    data = Path(settings["data"])
+    if settings["demo"]:
+        demo.draw_data(data, size=settings["image_size"])
+    if last and not data.exists():
+        raise UserError(f"{data}, the data of the run, is not there: give --data.")
+    corpus = load_corpus(data, settings["captions"], language=settings["language"])
+    log.info(corpus.describe())
+    corpus.require_for_training(few=metrics.FEW, max_words=settings["max_words"])
+    if last and last.training["corpus"] != corpus.fingerprint:
+        raise UserError(
+            f"{corpus.path} and its photos are not those of the run to resume: give "
+            "their place with --data, or learn from others with --init."
+        )
+    return corpus
 
 
 def make_vocabulary(

@@ -17,8 +17,8 @@ import cli
 from cli import option
 
 
-# Each setting is a flag too. resume: whether --resume may change it, or until which stage begins;
-# from_init: whether --init brings it with the model.
+# Each setting is a flag too. --resume lets only those marked ``resume`` change, until the stage
+# begins that is named there, if one is. --init takes those marked ``from_init`` from its model.
 # fmt: off
 @dataclass(frozen=True)
 class Settings(cli.BeamSettings):
@@ -61,7 +61,7 @@ class Settings(cli.BeamSettings):
 
     finetune_epochs: int = option(
         0, "epochs of stage 2", at_least=0, group="fine-tuning (stage 2)", resume="scst")
-    finetune_layers: int = option(
+    finetune_layers: int = option(  # below resnet.ALL_LAYERS, which is a slow import
         2, "how many of the ResNet's last layers train", at_least=1, below=5, resume="finetune")
     finetune_learning_rate: float = option(
         5e-4, "peak for the decoder in stage 2", at_least=0, resume="finetune")
@@ -103,13 +103,13 @@ if __name__ == "__main__":  # before the slow imports
 
 import logging
 import time
-from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
+from torch.optim import AdamW
 
 import checkpoint
 import demo
@@ -118,14 +118,13 @@ import logs
 import metrics
 from checkpoint import Checkpoint
 from cli import UserError
-from corpus import Corpus, load_corpus
 from features import encode_all
 from files import hold
-from learning import Loss, LossFunction, Meter, Reading, TrainState
-from loader import Batch, Flickr30k, batches, plan_batches
+from learning import Loss, LossFunction, Meter, Reading, Stage, TrainState
+from loader import Batch, Flickr30k, Plan, batches, plan_batches
 from pictures import augment
 from resnet import ALL_LAYERS, LAYERS
-from run import Run, make_model, make_vocabulary
+from run import Run, load_data, make_model, make_vocabulary, stages_left
 from selfcritical import SelfCritical
 
 log = logging.getLogger(__name__)
@@ -135,82 +134,81 @@ SAVE_EVERY = 600.0  # seconds
 SCST_PATIENCE = 2  # rewards go on rising while validation scores fall
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A part of the training: what learns, from which loss, how fast, for how long.
-
-    Attributes:
-        make_loss: training data → the loss function.
-        encoder_layers: how many of the ResNet's last layers train; with 0 it is frozen.
-        whole_images: a batch holds all captions of its images.
-        crop: least area of the random crops that pictures are augmented by; 1: no crops.
-        measure: what the loss logs: nats per word, or the reward of a caption.
-    """
-
-    name: str
-    epochs: int
-    learning_rate: float
-    patience: int
-    make_loss: Callable[[Flickr30k], LossFunction]
-    encoder_layers: int = 0
-    whole_images: bool = True
-    crop: float = 1.0
-    measure: str = "loss"
-
-
 def make_stages(s: Settings) -> list[Stage]:
     """The table of stages; those of 0 epochs are in it too."""
     is_scratch = s.encoder_weights == "none"
-    xe = partial(learning.cross_entropy, label_smoothing=s.label_smoothing)
-    scst = partial(
-        SelfCritical,
-        n_samples=s.scst_samples,
-        max_words=s.max_words,
-        xe=xe,
-        xe_weight=s.scst_xe_weight,
-    )
     return [
         Stage(
-            *("xe", s.epochs, s.learning_rate, s.patience),
-            make_loss=lambda _: xe,
-            encoder_layers=ALL_LAYERS if is_scratch else 0,
+            name="xe",
+            epochs=s.epochs,
+            learning_rate=s.learning_rate,
+            patience=s.patience,
+            trained_layers=ALL_LAYERS if is_scratch else 0,
             whole_images=is_scratch,
         ),
         Stage(
-            *("finetune", s.finetune_epochs, s.finetune_learning_rate, s.patience),
-            make_loss=lambda _: xe,
-            encoder_layers=s.finetune_layers,
+            name="finetune",
+            epochs=s.finetune_epochs,
+            learning_rate=s.finetune_learning_rate,
+            patience=s.patience,
+            trained_layers=s.finetune_layers,
             crop=s.crop,
         ),
         Stage(
-            *("scst", s.scst_epochs, s.scst_learning_rate, min(s.patience, SCST_PATIENCE)),
-            make_loss=scst,
+            name="scst",
+            epochs=s.scst_epochs,
+            learning_rate=s.scst_learning_rate,
+            patience=min(s.patience, SCST_PATIENCE),
             crop=s.crop,
             measure="reward",
         ),
     ]
 
 
+def make_loss(settings: Settings, stage: Stage, train_set: Flickr30k) -> LossFunction:
+    """Cross-entropy of people's captions; in stage 3, rewards for the model's own."""
+    xe = partial(learning.cross_entropy, label_smoothing=settings.label_smoothing)
+    if stage.name != "scst":
+        return xe
+    return SelfCritical(
+        train_set,
+        n_samples=settings.scst_samples,
+        max_words=settings.max_words,
+        xe=xe,
+        xe_weight=settings.scst_xe_weight,
+    )
+
+
+def make_plan(settings: Settings, stage: Stage, train_set: Flickr30k, epoch: int) -> Plan:
+    """The batches of an epoch of a stage, whenever it is asked for."""
+    return plan_batches(
+        train_set,
+        batch_size=settings.batch_size,
+        seed=settings.seed * 1000 + epoch,
+        whole_images=stage.whole_images,
+    )
+
+
 def train(settings: Settings, given: frozenset[str]) -> None:
     """Train as the settings say; ``given`` names those that were given as flags."""
     device = cli.device(settings.device)
-    settings, resumed, init = starting_point(settings, given, device)
-    corpus = load_data(settings, resumed)
+    settings, last, init = starting_point(settings, given, device)
+    started_at = last.started_at if last else datetime.now().strftime(checkpoint.TIME_FORMAT)
+    settings = replace(settings, run_name=settings.run_name or started_at)
+    plain = cli.plain(settings)
+    corpus = load_data(plain, last)
     for folder in (settings.checkpoints, settings.runs):
         folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
-    started_at = resumed.started_at if resumed else datetime.now().strftime(checkpoint.TIME_FORMAT)
-    settings = replace(settings, run_name=settings.run_name or started_at)
-    plain = cli.plain(settings)
-    vocabulary = resumed.vocabulary if resumed else make_vocabulary(plain, corpus, init)
-    model = resumed.model if resumed else make_model(plain, vocabulary, init)
+    vocabulary = last.vocabulary if last else make_vocabulary(plain, corpus, init)
+    model = last.model if last else make_model(plain, vocabulary, init)
     model.to(device)
     log.info(logs.model_lines(model, vocabulary, plain))
 
-    stages, state = stages_left(settings, resumed)
-    run_log = logs.RunLog(settings.runs / settings.run_name, plain, step=state.step)
-    run = Run(plain, model, vocabulary, corpus, started_at, run_log)
-    optimizer_state = resumed.training["optimizer"] if resumed else None
+    stages, state = stages_left(make_stages(settings), last)
+    tensorboard = logs.RunLog(settings.runs / settings.run_name, plain, step=state.step)
+    run = Run(plain, model, vocabulary, corpus, started_at, tensorboard)
+    optimizer_state = last.training["optimizer"] if last else None
     with hold(settings.checkpoints):
         for stage in stages:
             if stage.name != state.stage:
@@ -218,11 +216,11 @@ def train(settings: Settings, given: frozenset[str]) -> None:
                 state.enter(stage.name)
                 if state.best_scores:
                     run.load_best()
-            as_pixels = stage.encoder_layers > 0 or stage.crop < 1
+            as_pixels = stage.trained_layers > 0 or stage.crop < 1
             train_set = run.load_split("train", as_pixels=as_pixels)
-            val_set = run.load_split("val", as_pixels=stage.encoder_layers > 0)
-            if not resumed and not state.step:  # only now is there a run to make room for
-                checkpoint.set_aside(settings.checkpoints, run_log.folder)
+            val_set = run.load_split("val", as_pixels=stage.trained_layers > 0)
+            if not last and not state.step:  # only now is there a run to make room for
+                checkpoint.set_aside(settings.checkpoints, tensorboard.folder)
                 if init:  # its scores are those that every epoch has to surpass
                     scores, captions = validate(run, val_set)
                     record_epoch(run, stage, state, val_set, scores, captions, Reading())
@@ -247,35 +245,14 @@ def train_stage(
     ``optimizer_state`` is that of a run that is resumed in this stage.
     """
     model, device = run.model, run.model.device
-    model.unfreeze_encoder(stage.encoder_layers)
-    model.zero_grad()  # gradients of what no longer trains would count in the norm
-    encode = model.make_encoder(stage.encoder_layers)
-    loss_function = stage.make_loss(train_set)
-    optimizer = learning.make_optimizer(
-        model,
-        learning_rate=stage.learning_rate,
-        encoder_learning_rate=settings.encoder_learning_rate,
-        weight_decay=settings.weight_decay,
-    )
-    make_plan = partial(
-        plan_batches, train_set, batch_size=settings.batch_size, whole_images=stage.whole_images
-    )
-    n_steps = stage.epochs * len(make_plan(seed=settings.seed * 1000))
-    if state.stage_step and n_steps != state.n_steps:
-        log.info(
-            f"schedule    made anew for {n_steps:,} steps instead of {state.n_steps:,}: the "
-            "learning rate jumps to what it is there at this step"
-        )
-    state.n_steps = n_steps
-    if optimizer_state:
-        optimizer.load_state_dict(optimizer_state)
-    elif state.total_epochs:  # a run that is killed before the next save resumes in this stage
-        run.save_last(state, optimizer)
+    optimizer = enter_stage(settings, run, stage, state, train_set, optimizer_state)
+    encode = model.make_encoder(stage.trained_layers)
+    loss_function = make_loss(settings, stage, train_set)
     saved_at = time.perf_counter()
 
     with run.saved_if_stopped(state, optimizer):
         while state.epoch < stage.epochs and state.epochs_without_improvement < stage.patience:
-            plan = make_plan(seed=settings.seed * 1000 + state.epoch)
+            plan = make_plan(settings, stage, train_set, state.epoch)
             if state.batch == 0:
                 state.meter = Meter()
             logged = state.meter.read()
@@ -289,15 +266,15 @@ def train_stage(
             for batch in bar:
                 with cli.finish_before_stopping():
                     learning.seed_step(device, settings.seed, state.step)
-                    factor = learning.warmup_then_cosine(state.stage_step, n_steps, settings.warmup)
-                    learning_rate = learning.set_learning_rate(optimizer, factor)
+                    factor = learning.warmup_then_cosine(
+                        state.stage_step, state.n_steps, settings.warmup
+                    )
+                    learning.set_learning_rate(optimizer, factor)
 
                     features = batch.features
                     if features is None:
                         features = encode(augmented(batch, train_set, stage))
                     loss = loss_function(model, features, batch)
-                    if device.type == "cpu":  # the host would have to wait for another device
-                        run.check_finite(loss.mean.item(), state, optimizer)
 
                     optimizer.zero_grad()
                     loss.mean.backward()
@@ -305,18 +282,13 @@ def train_stage(
                     optimizer.step()
                     state.finish_step(loss, batch.n_words)
 
+                # Another device would make the host wait: there it is done every LOG_EVERY steps.
+                if device.type == "cpu":
+                    run.check_finite(loss.mean.item(), state, optimizer)
                 if state.step % LOG_EVERY == 0 or state.batch == len(plan):
                     now = state.meter.read()
                     recent, logged = now.since(logged), now
-                    gradient_norm = norm.item()  # rewards stay finite when the weights do not
-                    run.check_finite(recent.mean + gradient_norm, state, optimizer)
-                    run.log.steps(
-                        stage.measure,
-                        recent,
-                        norm=gradient_norm,
-                        learning_rate=learning_rate,
-                        step=state.step,
-                    )
+                    run.log_steps(stage.measure, recent, norm.item(), state, optimizer)
                     bar.set_postfix_str(logs.step_note(stage.measure, recent))
                 if time.perf_counter() - saved_at > SAVE_EVERY:
                     with cli.finish_before_stopping():
@@ -334,12 +306,43 @@ def train_stage(
         log.info(f"{stage.name} ended early: no better CIDEr in {stage.patience} epochs")
 
 
+def enter_stage(
+    settings: Settings,
+    run: Run,
+    stage: Stage,
+    state: TrainState,
+    train_set: Flickr30k,
+    optimizer_state: dict[str, Any] | None,
+) -> AdamW:
+    """Unfreeze what trains in a stage; its optimizer, as it was if a run is resumed in it."""
+    run.model.unfreeze_encoder(stage.trained_layers)
+    run.model.zero_grad()  # gradients of what no longer trains would count in the norm
+    optimizer = learning.make_optimizer(
+        run.model,
+        learning_rate=stage.learning_rate,
+        encoder_learning_rate=settings.encoder_learning_rate,
+        weight_decay=settings.weight_decay,
+    )
+    n_steps = stage.epochs * len(make_plan(settings, stage, train_set, epoch=0))
+    if state.stage_step and n_steps != state.n_steps:
+        log.info(
+            f"schedule    made anew for {n_steps:,} steps instead of {state.n_steps:,}: the "
+            "learning rate jumps to what it is there at this step"
+        )
+    state.n_steps = n_steps
+    if optimizer_state:
+        optimizer.load_state_dict(optimizer_state)
+    elif state.total_epochs:  # a run that is killed before the next save resumes in this stage
+        run.save_last(state, optimizer)
+    return optimizer
+
+
 def augmented(batch: Batch, dataset: Flickr30k, stage: Stage) -> Tensor:
     """(N, 3, S, S) uint8, the batch's pixels with the stage's random crops and mirroring."""
     assert batch.pixels is not None
     if stage.crop == 1:
         return batch.pixels
-    return augment(batch.pixels, dataset.may_mirror[batch.image_index], smallest=stage.crop)
+    return augment(batch.pixels, dataset.may_mirror[batch.image_index], crop=stage.crop)
 
 
 def validate(run: Run, val_set: Flickr30k) -> tuple[dict[str, float], list[str]]:
@@ -357,12 +360,13 @@ def validate(run: Run, val_set: Flickr30k) -> tuple[dict[str, float], list[str]]
     meter = Meter()
     plan = plan_batches(val_set, batch_size=500, seed=0, whole_images=False)
     with torch.inference_mode():
+        # In float32, without autocast: so does `search.caption`, here and in `predict.py`.
         for batch in batches(val_set, plan):
             assert batch.features is not None
             logits = model(batch.features, batch.tokens, batch.caption_to_image, batch.positions)
             mean, nats = learning.word_losses(logits, batch.targets, label_smoothing=0.0)
             meter.add(Loss(mean, nats, batch.n_words), batch.n_words)
-    captions = run.caption(features)
+    captions = run.write_captions(features)
     references = [example.captions for example in val_set.examples]
     return {"loss": meter.read().mean, **metrics.score(captions, references)}, captions
 
@@ -386,7 +390,7 @@ def record_epoch(
     state.epochs_without_improvement = 0 if is_best else state.epochs_without_improvement + 1
     where = f"{stage.name} {state.epoch}/{stage.epochs}"
     log.info(logs.epoch_line(where, stage.measure, learned, scores, captions, is_best=is_best))
-    run.log.epoch(scores, captions, val_set.examples, step=state.step)
+    run.tensorboard.epoch(scores, captions, val_set.examples, step=state.step)
     if is_best:
         state.best_scores = scores
         state.best_epoch = f"epoch {state.epoch} of {stage.epochs} ({stage.name})"
@@ -399,19 +403,19 @@ def record_epoch(
 def starting_point(
     settings: Settings, given: frozenset[str], device: torch.device
 ) -> tuple[Settings, Checkpoint | None, Checkpoint | None]:
-    """The settings in force, and the run to resume or the model to start from."""
+    """The settings in force, and the last.pt to resume or the model of --init."""
     if settings.demo:
         preset = {name: value for name, value in demo.SETTINGS.items() if name not in given}
         settings = replace(settings, **preset)
     if settings.resume:
-        resumed = checkpoint.load_last(settings.checkpoints, device)
+        last = checkpoint.load_last(settings.checkpoints, device)
         stages = [stage.name for stage in make_stages(settings)]
-        begun = stages[: stages.index(resumed.training["state"]["stage"]) + 1]
-        changed = cli.resumed(settings, given, resumed.settings, begun)
+        begun = stages[: stages.index(last.training["state"]["stage"]) + 1]
+        changed = cli.resumed(settings, given, last.settings, begun)
         if "data" in given and settings.data.is_file():  # which is the captions file
             changed = replace(changed, captions=settings.captions)
         changed = replace(changed, checkpoints=settings.checkpoints, device=settings.device)
-        return changed, resumed, None
+        return changed, last, None
     if settings.init:
         init = checkpoint.load(settings.init, device)
         return cli.inherited(settings, given, init.settings, settings.init), None, init
@@ -421,38 +425,6 @@ def starting_point(
     if not settings.epochs:
         raise UserError("--epochs 0 leaves out stage 1: give --init with a trained model.")
     return settings, None, None
-
-
-def stages_left(settings: Settings, resumed: Checkpoint | None) -> tuple[list[Stage], TrainState]:
-    """The stages to train, and how far the first of them has come."""
-    stages = make_stages(settings)
-    if not resumed:
-        stages = [stage for stage in stages if stage.epochs]
-        return stages, TrainState(stages[0].name)
-    state = TrainState.of(resumed.training["state"])
-    log.info(f"resumed     in {state.stage}, epoch {state.epoch + 1}, after step {state.batch}")
-    names = [stage.name for stage in stages]
-    stages = [stage for stage in stages[names.index(state.stage) :] if stage.epochs]
-    if not stages:
-        raise UserError(f"no epochs are left to train from {state.stage} on: give more of them.")
-    return stages, state
-
-
-def load_data(settings: Settings, resumed: Checkpoint | None) -> Corpus:
-    """The data set: fit for training, and the same as before if a run is resumed."""
-    if settings.demo:
-        demo.draw_data(settings.data, size=settings.image_size)
-    if resumed and not settings.data.exists():
-        raise UserError(f"{settings.data}, the data of the run, is not there: give --data.")
-    corpus = load_corpus(settings.data, settings.captions)
-    log.info(corpus.describe())
-    corpus.require_for_training(few=metrics.FEW)
-    if resumed and resumed.training["corpus"] != corpus.fingerprint:
-        raise UserError(
-            f"{corpus.captions.path} and its photos are not those of the run to resume: give "
-            "their place with --data, or learn from others with --init."
-        )
-    return corpus
 
 
 def main(argv: list[str] | None = None) -> int:

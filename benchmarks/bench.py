@@ -31,7 +31,7 @@ import train  # noqa: E402
 from captions import Captions, read_captions  # noqa: E402
 from checkpoint import Checkpoint  # noqa: E402
 from corpus import Corpus, Example, load_corpus  # noqa: E402
-from loader import SPECIAL_TOKENS, Flickr30k, Vocabulary, batches, plan_batches  # noqa: E402
+from loader import SPECIAL_TOKENS, Flickr30k, Vocabulary, batches  # noqa: E402
 from model import ImageCaptioningModel, has_half_precision  # noqa: E402
 from resnet import FoldedResNet  # noqa: E402
 from run import make_vocabulary  # noqa: E402
@@ -245,7 +245,7 @@ class Training:
         self.model.set_feature_stats(features)
         self.train_set = Flickr30k(examples, self.vocabulary, DEVICE, features=features)
         self.stage = stages[stage]
-        self.loss_function = self.stage.make_loss(self.train_set)
+        self.loss_function = train.make_loss(settings, self.stage, self.train_set)
         self.optimizer = learning.make_optimizer(
             self.model,
             learning_rate=self.stage.learning_rate,
@@ -258,12 +258,7 @@ class Training:
 
     def make_plan(self) -> list[list[int]]:
         """The batches of an epoch."""
-        return plan_batches(
-            self.train_set,
-            batch_size=self.settings.batch_size,
-            seed=self.settings.seed * 1000,
-            whole_images=self.stage.whole_images,
-        )
+        return train.make_plan(self.settings, self.stage, self.train_set, epoch=0)
 
     def steps(self, plan: list[list[int]]) -> None:
         """What `train.train_stage` does with each batch, in its order: keep it so."""
@@ -278,12 +273,12 @@ class Training:
                 learning.set_learning_rate(self.optimizer, factor)
                 assert batch.features is not None
                 loss = self.loss_function(self.model, batch.features, batch)
-                assert math.isfinite(loss.mean.item())
                 self.optimizer.zero_grad()
                 loss.mean.backward()
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
                 self.optimizer.step()
                 state.finish_step(loss, batch.n_words)
+            assert math.isfinite(loss.mean.item())
 
     def n_words(self, plan: list[list[int]]) -> int:
         """How many words the batches of a plan have to learn, ``<end>`` one of them."""

@@ -29,7 +29,7 @@ IMPORTS = {  # file → the files of ours it may import
     "logs": {"learning", "loader", "corpus", "model", "metrics", "pictures"},
     "run": {
         *("logs", "checkpoint", "features", "learning", "loader", "search", "model", "corpus"),
-        "cli",
+        *("demo", "metrics", "cli"),
     },
     "predict": {"checkpoint", "search", "pictures", "cli", "files"},
     "evaluate": {

@@ -354,6 +354,23 @@ def test_a_loss_that_is_not_finite_stops_the_run(trained, tmp_path, capsys, monk
     assert not (tmp_path / "checkpoints" / "last.pt").exists()
 
 
+@pytest.mark.parametrize("part", ["mean", "total"])  # checked on a CPU at once, elsewhere later
+def test_the_step_whose_loss_is_not_finite_is_named(trained, tmp_path, capsys, monkeypatch, part):
+    """Where it was checked after the step, it was called the next one."""
+    cross_entropy, n_calls = learning.cross_entropy, 0
+
+    def broken(*args, **options):
+        nonlocal n_calls
+        n_calls += 1
+        loss = cross_entropy(*args, **options)
+        return replace(loss, **{part: getattr(loss, part) * (torch.nan if n_calls == 2 else 1)})
+
+    monkeypatch.setattr(learning, "cross_entropy", broken)
+    monkeypatch.setattr(train, "LOG_EVERY", 1)
+    assert train.main(trained.flags(tmp_path)) == 2
+    assert "the loss is nan at step 2," in capsys.readouterr().err
+
+
 def test_a_stop_after_the_weights_are_broken_keeps_the_last_good_ones(
     trained, tmp_path, monkeypatch
 ):
@@ -375,7 +392,7 @@ def test_a_last_step_that_breaks_the_weights_stops_the_run(trained, tmp_path, ca
     """There is no next loss to tell: the beam search found no caption and said "list index"."""
     assert train.main(trained.flags(tmp_path, learning_rate=1e38, batch_size=100_000)) == 2
     err = capsys.readouterr().err
-    assert "the loss is nan at step 2" in err
+    assert "the loss is nan at step 1," in err  # the one that broke them
     assert "last good" not in err  # there is none
     assert not (tmp_path / "checkpoints" / "best.pt").exists()
 
