@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from cli import UserError
 
 if TYPE_CHECKING:
     from filelock import AcquireReturnProxy, FileLock
+
+PART = re.compile(r"\..+\.(\d+)\.part")  # a hidden name, with the process that writes it
 
 
 @contextmanager
@@ -31,8 +34,35 @@ def whole_file(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+class WatchedFile:
+    """A file to write to, for a library that hides what the disk says."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        """Write to this file; the first error in that becomes ``error``."""
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """As the file's."""
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        """As the file's."""
+        try:
+            self.file.flush()
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+
 def hold(folder: Path) -> AcquireReturnProxy[FileLock]:
     """Keep a folder of checkpoints to this run: two at once would ruin them for each other.
+
+    What runs left there that were killed while they wrote is removed.
 
     Returns:
         A context manager, at whose end the folder is free again.
@@ -43,9 +73,36 @@ def hold(folder: Path) -> AcquireReturnProxy[FileLock]:
     from filelock import FileLock, Timeout
 
     try:
-        return FileLock(folder / "running.lock").acquire(blocking=False)
+        held = FileLock(folder / "running.lock").acquire(blocking=False)
     except Timeout:
         raise UserError(
             f"another run writes to {folder}: wait for it, or name another folder with "
             "--checkpoints."
         ) from None
+    remove_parts(folder)
+    return held
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove half-written files of processes that are no more; nobody else may write there now."""
+    for path in folder.glob(".*.part"):
+        found = PART.fullmatch(path.name)
+        if found and not _is_running(int(found[1])):
+            with suppress(OSError):  # Windows keeps what is open
+                path.unlink()
+
+
+def _is_running(process_id: int) -> bool:
+    """Whether there is another process of this number.
+
+    This process writes nothing yet: its own number is that of an earlier one, as in containers.
+    """
+    if os.name == "nt" or process_id == os.getpid():  # on Windows the question would end it
+        return False
+    try:
+        os.kill(process_id, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -47,3 +47,30 @@ def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
         assert "UserError: another run writes to" in done.stderr
     with hold(tmp_path):
         pass
+
+
+def test_half_written_files_of_killed_runs_are_removed_when_a_folder_is_held(tmp_path):
+    """Twenty kills left twenty of them, a hundred megabytes each; a living process's stays."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as living:
+        done = subprocess.Popen([sys.executable, "-c", ""])
+        done.wait()
+        names = {
+            "dead": f".best.pt.{done.pid}.part",
+            "own": f".last.pt.{os.getpid()}.part",  # of another container's process
+            "living": f".best.pt.{living.pid}.part",
+            "other": ".notes.part",
+        }
+        for name in names.values():
+            (tmp_path / name).touch()
+        with hold(tmp_path):
+            left = {path.name for path in tmp_path.glob(".*")}
+        living.communicate(b"\n")
+    assert left == {names["living"], names["other"]}
+
+
+def test_a_folder_that_another_run_holds_is_not_cleaned(tmp_path):
+    with hold(tmp_path):
+        (tmp_path / f".best.pt.{os.getpid()}.part").touch()
+        with pytest.raises(UserError):
+            hold(tmp_path)
+        assert list(tmp_path.glob(".*"))
