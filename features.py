@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -33,11 +35,14 @@ from loader import Pixels
 from model import Encode, ImageCaptioningModel, has_half_precision
 from pictures import read_pictures
 
+if TYPE_CHECKING:
+    from filelock import AcquireReturnProxy, FileLock
+
 log = logging.getLogger(__name__)
 
 # Part of every key: raised whenever ``pictures.transform`` or ``model.make_encoder`` changes its
 # numbers.
-VERSION = 5
+CACHE_VERSION = 5
 LIST_EVERY = 10.0  # seconds; what an interruption can cost
 BATCH_SIZE = 32  # pictures encoded at a time
 
@@ -74,7 +79,7 @@ def load_pixels(
         UserError: no picture can be read.
     """
     shape = (3, image_size, image_size)
-    shards = _Shards(cache / f"pixels-{image_size}-v{VERSION}", shape, np.dtype(np.uint8))
+    shards = _Shards(cache / f"pixels-{image_size}-v{CACHE_VERSION}", shape, np.dtype(np.uint8))
     return _load(examples, shards, lambda: lambda pixels: pixels, image_size)
 
 
@@ -89,7 +94,7 @@ def load_features(
     if has_half_precision(device):
         precision = f"bf16-{device.type}"  # rounded otherwise on another kind of device
     name = f"{model.options['encoder']}-{_fingerprint(model.encoder)}-{image_size}"
-    folder = cache / f"{name}-{precision}-v{VERSION}"
+    folder = cache / f"{name}-{precision}-v{CACHE_VERSION}"
     shards = _Shards(folder, (model.feature_size,), np.dtype(np.float32))
 
     def make_compute() -> Encode:
@@ -175,19 +180,28 @@ def _explained_if_stopped(cache: Path) -> Iterator[None]:
 
 
 class _Shards:
-    """The files of one kind of rows.
+    """A folder of shards that hold rows of one kind, such as the features of one network.
 
-    A run that computes rows writes a shard of its own, ``X.bin`` with the rows and ``X.json`` with
-    the pictures they belong to, so runs at the same time do not disturb each other. The list is
-    written after the rows it names: rows beyond it are remains of an interruption.
+    A shard is a pair of files: the rows in ``X.bin``, one after another, and in ``X.json`` the
+    identities of the pictures that they belong to, in the same order. Each run that computes rows
+    writes a shard of its own, so that runs at the same time do not disturb each other. It writes
+    the rows first and their identities later: rows that are not listed do not count.
 
     Attributes:
-        places: picture → the rows it is among, and which of them.
+        places: a picture's identity → the memory-mapped rows it is among, and which of them.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        """Read which rows are there.
+
+        Args:
+            folder: of the shards; need not exist.
+            shape: of a row.
+            dtype: of a row's numbers.
+        """
         self.folder, self.shape, self.dtype = folder, shape, dtype
         self.places: dict[str, tuple[np.ndarray, int]] = {}
+        self._clean()
         for index in sorted(folder.glob("*.json")):
             try:
                 pictures = json.loads(index.read_text(encoding="utf-8"))
@@ -203,23 +217,62 @@ class _Shards:
         """The rows of a file, read when they are asked for; a ValueError if they are not there."""
         return np.memmap(data, dtype=self.dtype, mode="r", shape=(n_rows, *self.shape))
 
+    def _clean(self) -> None:
+        """Free the disk of rows that no index lists, left by runs that were killed.
+
+        A run holds the lock of the shard that it writes: what can be locked here has no writer.
+        """
+        unlisted = {
+            p.stem for p in self.folder.glob("*.bin") if not p.with_suffix(".json").exists()
+        }
+        for stem in unlisted | {path.stem for path in self.folder.glob("*.lock")}:
+            shard = self.folder / stem
+            try:
+                lock = _lock(shard)
+            except OSError:  # it is being written, or this folder is not ours to write to
+                continue
+            with lock, suppress(OSError, TypeError, ValueError):
+                self._clean_shard(shard)
+            with suppress(OSError):
+                shard.with_suffix(".lock").unlink()
+
+    def _clean_shard(self, shard: Path) -> None:
+        """Cut the rows of a shard without a writer off where its index ends."""
+        for part in self.folder.glob(f".{shard.name}.json.*.part"):
+            part.unlink()
+        data, index = shard.with_suffix(".bin"), shard.with_suffix(".json")
+        if not index.exists():
+            data.unlink(missing_ok=True)
+            return
+        n_rows = len(json.loads(index.read_text(encoding="utf-8")))
+        n_bytes = n_rows * math.prod(self.shape) * self.dtype.itemsize
+        if data.stat().st_size > n_bytes:
+            os.truncate(data, n_bytes)
+
 
 class _NewShard:
-    """A shard that is being written; what it is given is among ``shards.places`` at once.
+    """The shard that this run writes; rows it is given are among ``shards.places`` at once.
 
-    If the disk has no room, rows stay in memory for this run, and what was written makes room
-    again: checkpoints need it.
+    If the disk has no room, they stay in memory for this run, and what was written is removed:
+    checkpoints need the room.
     """
 
     def __init__(self, shards: _Shards) -> None:
+        """Make its file of rows; it has no index before there are rows to list.
+
+        Args:
+            shards: which it joins.
+        """
         self.shards = shards
         stem = shards.folder / f"{time.time_ns():x}-{os.getpid()}"
         self.data, self.index = stem.with_suffix(".bin"), stem.with_suffix(".json")
         self.pictures: list[str] = []  # whose rows are in the file
         self.listed_at = time.perf_counter()
+        self.lock: AcquireReturnProxy[FileLock] | None = None
         self.file: io.FileIO | None = None  # None: there is no room
         try:
             shards.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = _lock(stem)
             self.file = self.data.open("wb", buffering=0)
         except OSError as error:
             self._give_up(error)
@@ -250,6 +303,7 @@ class _NewShard:
             self.file.close()
             if not self.pictures:
                 self.data.unlink(missing_ok=True)
+        self._unlock()
 
     def _list(self) -> None:
         """Write down whose rows are in the file: from now on they are read from there."""
@@ -274,6 +328,27 @@ class _NewShard:
         for path in (self.index, self.data):
             with suppress(OSError):
                 path.unlink()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self.lock:
+            self.lock.lock.release()
+            self.data.with_suffix(".lock").unlink(missing_ok=True)
+            self.lock = None
+
+
+def _lock(shard: Path) -> AcquireReturnProxy[FileLock]:
+    """Lock a shard, so that no other run takes it for one whose writer was killed.
+
+    Raises:
+        OSError: another run holds it, or no lock can be made here.
+    """
+    from filelock import FileLock
+
+    try:
+        return FileLock(shard.with_suffix(".lock")).acquire(blocking=False)
+    except NotImplementedError as error:  # of some network drives
+        raise OSError(errno.ENOTSUP, str(error)) from error
 
 
 def _identity(path: Path) -> str:

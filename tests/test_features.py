@@ -1,5 +1,9 @@
 import os
 import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -305,3 +309,64 @@ def test_a_full_disk_costs_the_cache_and_nothing_else(
     torch.testing.assert_close(found, features_of(paths, frozen))
     assert [path for path in tmp_path.glob("cache/**/*") if path.is_file()] == []
     assert prepare(paths, frozen)[2] == 7
+
+
+KILLED = """
+import os, signal, sys
+import features
+from corpus import Example
+from pathlib import Path
+import time
+features.BATCH_SIZE = 1
+features.LIST_EVERY = float(sys.argv[1])
+n_rows = 0
+append = features._NewShard.append
+def counted(self, pictures, rows):
+    global n_rows
+    append(self, pictures, rows)
+    n_rows += 1
+    if n_rows == 3:
+        self.shards.folder.joinpath(f".{self.index.name}.{os.getpid()}.part").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if n_rows == 2 and features.LIST_EVERY == 0:
+        features.LIST_EVERY = 100
+features._NewShard.append = counted
+examples = [Example(path.name, path, []) for path in sorted(Path(sys.argv[2]).iterdir())]
+features.load_pixels(examples, image_size=32, cache=Path(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_what_a_killed_run_left_is_cleaned_up(prepare, paths, tmp_path, is_listed):
+    """Twenty kills left 313 MB that no index named."""
+    for _ in range(2):
+        command = [sys.executable, "-c", KILLED, "0" if is_listed else "100"]
+        command += [str(paths[0].parent), str(tmp_path / "cache")]
+        done = subprocess.run(command, cwd=Path(features.__file__).parent, capture_output=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    left = sum(path.stat().st_size for path in tmp_path.glob("cache/*/*.bin"))
+    _, found, n_read = prepare(paths, captioner(), pixels=True)
+    assert n_read == (3 if is_listed else 7)
+    assert torch.equal(found, torch.stack([transform(read_image(p), SIZE) for p in paths]))
+    kept = [path for path in tmp_path.glob("cache/*/*") if path.suffix == ".bin"]
+    assert sum(path.stat().st_size for path in kept) == 7 * 3 * SIZE * SIZE
+    assert left > 0
+    assert {path.suffix for path in tmp_path.glob("cache/*/*")} == {".bin", ".json"}
+
+
+def test_a_shard_that_is_being_written_is_left_alone(prepare, paths, monkeypatch):
+    """Its rows have no index yet either."""
+    monkeypatch.setattr(features, "LIST_EVERY", 100.0)
+    append, n_read_by_another = features._NewShard.append, []
+
+    def with_another(shard, pictures, rows):
+        append(shard, pictures, rows)
+        if not n_read_by_another:
+            n_read_by_another.append(0)
+            n_read_by_another[0] = prepare(paths[:1], captioner(), pixels=True)[2]
+            assert shard.data.exists()
+
+    monkeypatch.setattr(features._NewShard, "append", with_another)
+    prepare(paths, captioner(), pixels=True)
+    assert n_read_by_another == [1]
+    assert prepare(paths, captioner(), pixels=True)[2] == 0
