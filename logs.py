@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import textwrap
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, cached_property, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
 import torch
@@ -22,6 +25,8 @@ from pictures import read_image
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger(__name__)
 
 # The projector keeps its tensors as text: more rows make it slow to open.
 PROJECTED_WORDS = 2000
@@ -52,15 +57,20 @@ def model_lines(
 ) -> str:
     """What is about to be trained, and where."""
     is_scratch = settings["encoder_weights"] == "none"
-    weights = f"of {settings['init']}" if settings["init"] else settings["encoder_weights"]
     decoder = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("encoder."))
     encoder = sum(p.numel() for p in model.encoder.parameters()) if is_scratch else 0
-    state = "frozen"
     if is_scratch:
         state = "trained on" if settings["init"] else "trained from scratch"
+    else:
+        state = "frozen in stage 1" if settings["finetune_epochs"] else "frozen"
+    if settings["init"]:
+        weights, source = f"of {settings['init']}", "words, those of --init first"
+    else:
+        weights = settings["encoder_weights"]
+        source = f"words that occur {settings['freq_threshold']} times or more in training captions"
+    n_words = len(vocabulary) - len(SPECIAL_TOKENS)
     return (
-        f"vocabulary  {len(vocabulary):,} words that occur {settings['freq_threshold']} times or "
-        f"more in training captions ({vocabulary.language})\n"
+        f"vocabulary  {n_words:,} {source} ({vocabulary.language})\n"
         f"model       {settings['encoder']} ({state}, weights {weights}) and LSTM of "
         f"{settings['hidden_size']}: {(decoder + encoder) / 1e6:.1f} million parameters train\n"
         f"device      {model.device}"
@@ -138,8 +148,38 @@ def _distinct(captions: Sequence[str]) -> float:
 # --------------------------------------------------------------------------- TensorBoard
 
 
+P = ParamSpec("P")
+
+
+def _or_go_on_without(entry: Callable[P, None]) -> Callable[P, None]:
+    """Let an entry of a ``RunLog`` fail with a warning, and those after it be nothing.
+
+    What training is for are the checkpoints: a folder that is full or gone must not end it.
+    """
+
+    @wraps(entry)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        run_log = args[0]
+        assert isinstance(run_log, RunLog)
+        if run_log.has_failed:
+            return
+        try:
+            entry(*args, **kwargs)
+        except OSError as error:  # also one of the writer's thread, which shows at the next entry
+            run_log.has_failed = True
+            log.warning(
+                f"warning: TensorBoard's logs in {run_log.folder} cannot be written "
+                f"({error.strerror or error}): training goes on without them."
+            )
+
+    return guarded
+
+
 class RunLog:
-    """One run's folder of TensorBoard events; the horizontal axis is the training step."""
+    """One run's folder of TensorBoard events; the horizontal axis is the training step.
+
+    What cannot be written is left out with one warning.
+    """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], *, step: int = 0) -> None:
         """Nothing is written yet: an earlier run's folder may have to be moved first.
@@ -150,12 +190,14 @@ class RunLog:
             step: of a run that is resumed; what it logged after this step is hidden.
         """
         self.folder, self.settings, self.first_step = folder, settings, step
+        self.has_failed = False
 
     @cached_property
     def writer(self) -> SummaryWriter:
         """Opened by the first entry."""
         from torch.utils.tensorboard import SummaryWriter
 
+        _say_nothing_of_disks()
         step = self.first_step
         writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
         if not step:
@@ -164,6 +206,7 @@ class RunLog:
         writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}")
         return writer
 
+    @_or_go_on_without
     def steps(
         self, measure: str, recent: Reading, *, norm: float, learning_rate: float, step: int
     ) -> None:
@@ -176,6 +219,7 @@ class RunLog:
         }
         self._scalars(values, step)
 
+    @_or_go_on_without
     def epoch(
         self,
         scores: Mapping[str, float],
@@ -197,7 +241,15 @@ class RunLog:
         for number, (text, example) in enumerate(shown, start=1):
             card = _card(read_image(example.path, size=256), text, example.captions[0])
             self.writer.add_image(f"captions/{number}", card, step)
+        self.writer.flush()  # the checkpoint of this epoch is on the disk too
 
+    @_or_go_on_without
+    def flush(self) -> None:
+        """Write out what is in memory: with a checkpoint, so that a resumed line has no gap."""
+        if "writer" in vars(self):  # opened
+            self.writer.flush()
+
+    @_or_go_on_without
     def embeddings(
         self,
         vocabulary: Vocabulary,
@@ -246,6 +298,7 @@ class RunLog:
             global_step=step,
         )
 
+    @_or_go_on_without
     def results(self, card: str, scores: Mapping[str, float]) -> None:
         """The model card, and the row of this run in the table of runs (HParams)."""
         self.writer.add_text("model card", card)
@@ -260,6 +313,35 @@ class RunLog:
     def _scalars(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
+
+
+@cache
+def _say_nothing_of_disks() -> None:
+    """No traceback of a writer's thread that cannot write: the next entry gets its error."""
+    before = threading.excepthook
+
+    def hook(ended: threading.ExceptHookArgs) -> None:
+        is_writer = type(ended.thread).__name__ == "_AsyncWriterThread"
+        if not (is_writer and isinstance(ended.exc_value, OSError)):
+            before(ended)
+
+    threading.excepthook = hook
+
+
+def make_folder(runs: Path, name: str) -> str:
+    """Make a new run's folder of this name, with a number if there is one; its name.
+
+    Two runs that begin in the same second get two.
+    """
+    runs.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        free = f"{name}-{number}" if number > 1 else name
+        try:
+            (runs / free).mkdir()
+        except FileExistsError:
+            continue
+        return free
+    raise AssertionError("numbers do not end")
 
 
 def _card(image: Image.Image, ours: str, human: str, *, size: int = 256) -> Tensor:

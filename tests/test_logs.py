@@ -1,5 +1,7 @@
 import re
+import resource
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,85 @@ def test_words_and_captions_of_any_kind_keep_the_projectors_rows(drawn, tmp_path
     assert rows == ["caption\thuman", "-\tA dog runs .", "a dog\t-"]
     rows = next(tmp_path.glob("*/words/metadata.tsv")).read_text(encoding="utf-8").splitlines()
     assert rows == ["word\tfrequency", "a\t1", "dog\t1", "runs\t1"]
+
+
+def log_steps(log, steps):
+    for step in steps:
+        log.steps("loss", LEARNED, norm=1.0, learning_rate=0.1, step=step)
+
+
+def logged_steps(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return [event.step for event in EventAccumulator(str(folder)).Reload().Scalars("loss/train")]
+
+
+def test_a_resumed_line_has_neither_gaps_nor_doubled_points(tmp_path):
+    """What was logged after the checkpoint is logged again; what was before is on the disk."""
+    killed = logs.RunLog(tmp_path, {})
+    log_steps(killed, range(1, 8))
+    killed.flush()  # with the checkpoint of step 7
+    log_steps(killed, range(8, 11))
+    killed.flush()
+    (first,) = tmp_path.iterdir()
+    first.rename(first.with_name(f"{first.name}.0"))  # a second is longer than this test
+    resumed = logs.RunLog(tmp_path, {}, step=7)
+    log_steps(resumed, range(8, 13))
+    resumed.flush()
+    assert logged_steps(tmp_path) == list(range(1, 13))
+
+
+def test_what_is_logged_before_a_checkpoint_is_on_the_disk(tmp_path):
+    log = logs.RunLog(tmp_path, {})
+    log.flush()  # nothing is opened for it
+    assert list(tmp_path.iterdir()) == []
+    log_steps(log, [1, 2])
+    log.flush()
+    assert logged_steps(tmp_path) == [1, 2]
+
+
+@pytest.mark.parametrize("trouble", ["full", "full later", "gone", "a file"])
+def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path, caplog, capfd, trouble):
+    folder = tmp_path / "runs"
+    if trouble == "a file":
+        folder.write_text("")
+    log = logs.RunLog(folder, {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if trouble in ("full later", "gone"):
+        log_steps(log, [1])
+        log.flush()
+    if trouble == "gone":
+        shutil.rmtree(folder)
+    if trouble.startswith("full"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if "later" in trouble else 0, limits[1]))
+    try:
+        for step in range(2, 60):
+            log_steps(log, [step])
+            log.flush()
+        log.results("a card", SCORES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caplog.text.count("training goes on without them") == 1
+    assert capfd.readouterr().err == ""
+
+
+def test_two_runs_that_begin_in_the_same_second_get_two_folders(tmp_path):
+    names = [logs.make_folder(tmp_path / "runs", "2026-01-31_18-30-00") for _ in range(3)]
+    assert names == ["2026-01-31_18-30-00", "2026-01-31_18-30-00-2", "2026-01-31_18-30-00-3"]
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == set(names)
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, ["2 words that occur 5 times or more", "(frozen, weights IMAGENET1K_V1)"]),
+        ({"finetune_epochs": 2}, ["frozen in stage 1"]),
+        ({"init": Path("a.pt")}, ["2 words, those of --init first", "weights of a.pt"]),
+        ({"encoder_weights": "none"}, ["trained from scratch, weights none"]),
+    ],
+)
+def test_what_is_said_of_the_model_is_true(changed, expected):
+    vocabulary = Vocabulary.build(["a dog"], freq_threshold=1)
+    model = ImageCaptioningModel(len(vocabulary), encoder="resnet18", embedding_size=8)
+    text = logs.model_lines(model, vocabulary, cli.plain(train.Settings(**changed)))
+    assert all(part in text for part in expected)
