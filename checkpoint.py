@@ -6,31 +6,39 @@ never runs code, and needs neither the data set, nor spaCy, nor a download.
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import cli
+import integrity
 from cli import UserError
-from files import whole_file
+from files import WatchedFile, whole_file
 from loader import Vocabulary
 from model import ImageCaptioningModel
 from resnet import LAYERS
 from search import Search
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 log = logging.getLogger(__name__)
 
 FORMAT = 4
 TIME_FORMAT = "%Y-%m-%d_%H-%M-%S"  # of the time a run began
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+PARTS = ("model", "encoder", "decoder", "vocabulary", "settings", "training")  # by name each
+# What code raises that is given other data than it expects.
+DAMAGE = (LookupError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError)
 CARD = "model_card.md"  # beside the checkpoints
 
 
@@ -86,7 +94,11 @@ def search_settings(
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, whole or not at all; a model to use gets a model card beside it."""
+    """Write a checkpoint, whole or not at all; a model to use gets a model card beside it.
+
+    Raises:
+        OSError: it cannot be written; an earlier file of this name is as it was.
+    """
     state = checkpoint.model.state_dict()
     vocabulary = checkpoint.vocabulary
     content = {
@@ -108,11 +120,25 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "started_at": checkpoint.started_at,
         "training": checkpoint.training,
     }
-    with whole_file(path) as part, part.open("wb") as file:  # by its name, torch hides a full disk
-        torch.save(content, file)
-    if not checkpoint.training:
-        with whole_file(path.with_name(CARD)) as part:
-            part.write_text(model_card(checkpoint), encoding="utf-8")
+    try:
+        with whole_file(path) as part:
+            _write(part, content)
+        if not checkpoint.training:
+            with whole_file(path.with_name(CARD)) as part:
+                part.write_text(model_card(checkpoint), encoding="utf-8")
+    except OSError as error:
+        error.filename = error.filename or str(path)  # so that the message can name the place
+        raise
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    """As ``torch.save``, but with the disk's error: torch says "unexpected pos" for a full one."""
+    with path.open("wb") as file:
+        watched = WatchedFile(file)
+        try:
+            torch.save(content, watched)  # type: ignore[arg-type]  # it only writes and flushes
+        except RuntimeError as error:
+            raise (watched.error or error) from None
 
 
 def load(path: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
@@ -120,48 +146,76 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
 
     Raises:
         UserError: there is no such file, it is no checkpoint, damaged, or of another format.
-            Damaged is also one whose weights are not numbers.
+            Damaged is also one whose parts do not fit together, or whose weights are not numbers.
     """
     path = Path(path)
-    content = _read(path, device)
-    try:
+    content = _read(path)
+    with _explained(path):
+        if not all(isinstance(content[part], dict) for part in PARTS):
+            raise ValueError("a part of it is of another kind")
         encoder = content["model"]["encoder"]
-        if encoder not in LAYERS:
+        if isinstance(encoder, str) and encoder not in LAYERS:
             raise UserError(
-                f"{path} has the encoder {encoder!r}, which this version does not know (it knows "
-                f"{', '.join(LAYERS)}): update the project."
+                f"{path} has the encoder {encoder[:80]!r}, which this version does not know (it "
+                f"knows {', '.join(LAYERS)}): update the project."
             )
+        integrity.check_vocabulary(content["vocabulary"])
         vocabulary = Vocabulary(**content["vocabulary"])
-        with _Unfilled():  # the file's tensors become the model's
-            model = ImageCaptioningModel(**content["model"])
-        model.load_state_dict({**content["encoder"], **content["decoder"]}, assign=True)
-        model.to(device)  # its constants too
-        model.lstm.flatten_parameters()  # else cuDNN packs the weights anew at every token
-        checkpoint = Checkpoint(
-            model.eval(),
-            vocabulary,
-            settings=content["settings"],
-            epoch=content["epoch"],
-            scores=content["scores"],
-            started_at=content["started_at"],
-            training=content["training"],
-        )
-        checkpoint.search()
-        int(checkpoint.image_size)
-    except (KeyError, TypeError, ValueError, RuntimeError, AssertionError) as error:
-        reason = f"{type(error).__name__}: {error}".split("\n")[0].rstrip(":")
+        if content["model"]["vocabulary_size"] != len(vocabulary):
+            raise ValueError(
+                f"its model and its vocabulary of {len(vocabulary):,} words do not fit"
+            )
+        _check_values(content)
+        model = _build(content, path.stat().st_size)
+        if not model.is_finite():
+            raise ValueError("not all of its weights are finite numbers")
+    model.to(device)  # its constants too
+    model.lstm.flatten_parameters()  # else cuDNN packs the weights anew at every token
+    return Checkpoint(
+        model.eval(),
+        vocabulary,
+        settings=content["settings"],
+        epoch=content["epoch"],
+        scores=content["scores"],
+        started_at=content["started_at"],
+        training=content["training"],
+    )
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Whatever a damaged file makes of the block is a ``UserError``."""
+    try:
+        yield
+    except DAMAGE as error:
+        reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{path} is damaged, or no checkpoint of this project: give another. ({reason})"
+            f"{path} is damaged, or no checkpoint of this project: give another. "
+            f"({reason.split(chr(10))[0][:200].rstrip(': ')})"
         ) from error
-    n_words = len(vocabulary)
-    if model.output.out_features != n_words:
-        raise UserError(
-            f"{path} is damaged: its model knows {model.output.out_features} words, "
-            f"its vocabulary {n_words}."
-        )
-    if not model.is_finite():
-        raise UserError(f"{path} is damaged: not all of its weights are numbers. Give another.")
-    return checkpoint
+
+
+def _check_values(content: Mapping[str, Any]) -> None:
+    """Check what is neither words nor tensors."""
+    integrity.check_used_settings(content["settings"], content["model"])
+    integrity.require(
+        integrity.is_count(content["epoch"])
+        and integrity.is_scores(content["scores"])
+        and integrity.is_time(content["started_at"]),
+        "its epoch, scores or time are not what they should be",
+    )
+
+
+def _build(content: Mapping[str, Any], n_bytes: int) -> ImageCaptioningModel:
+    """Build the model of a file of so many bytes, and give it the file's tensors as they are."""
+    state = {**content["encoder"], **content["decoder"]}
+    integrity.check_tensors(state.values(), n_bytes)
+    integrity.check_options(content["model"], content["decoder"])
+    with _Unfilled():
+        model = ImageCaptioningModel(**content["model"])
+    integrity.check_state(state, model.state_dict())
+    model.load_state_dict(state, assign=True)
+    return model
 
 
 class _Unfilled(TorchFunctionMode):
@@ -172,19 +226,31 @@ class _Unfilled(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """What is called in the block comes through here."""
+        """What is called in the block comes through here; `init.zeros_(x)` returns x as it is."""
         kwargs = kwargs or {}
         if getattr(func, "__module__", "") == "torch.nn.init":
-            return kwargs.get("tensor", *args[:1])
+            return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
 
 
-def load_last(folder: Path, device: torch.device) -> Checkpoint:
+def load_last(
+    folder: Path,
+    device: torch.device,
+    settings_class: type[DataclassInstance] = cli.BeamSettings,
+) -> Checkpoint:
     """Read the run in a checkpoints folder that is to be resumed.
 
+    Args:
+        folder: with ``last.pt``.
+        device: for the model.
+        settings_class: what the run's settings are made into again.
+
     Raises:
-        UserError: as ``load``; or there is no run, or only a copy of its best model.
+        UserError: as ``load``; or there is no run, or only a copy of its best model, or what it
+            takes to resume is damaged.
     """
+    from learning import TrainState  # which predict.py does not need
+
     path = folder / "last.pt"
     if not path.is_file():
         raise UserError(
@@ -192,8 +258,16 @@ def load_last(folder: Path, device: torch.device) -> Checkpoint:
             "--checkpoints (give --demo for the demo's)."
         )
     resumed = load(path, device)
-    if not resumed.training:
+    training = resumed.training
+    if not training:
         raise UserError(f"{path} holds no training state to resume: it is a copy of best.pt.")
+    with _explained(path):
+        integrity.check_settings(settings_class, resumed.settings)
+        if not integrity.is_inside(resumed.settings.get("run_name", "")):
+            raise ValueError("its run_name would lead out of --runs")
+        TrainState.of(training["state"])
+        integrity.check_optimizer(training["optimizer"], path.stat().st_size)
+        integrity.require(isinstance(training["corpus"], str), "its data set has no fingerprint")
     return resumed
 
 
@@ -219,7 +293,8 @@ def load_ensemble(paths: Sequence[Path], device: torch.device) -> list[Checkpoin
     return models
 
 
-def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint of this version's format, of which nothing else is known."""
     if path.is_dir():
         raise UserError(
             f"no checkpoint {path}, since {path} is a folder: name the model in it, such as "
@@ -233,18 +308,16 @@ def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
             f"name another.{hint}"
         )
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except OSError as error:
-        if isinstance(error, PermissionError):
-            raise
-        raise UserError(f"{path} is damaged or no checkpoint: {error}") from error
-    except Exception as error:  # what torch raises on a file of another kind is not documented
+        content = integrity.read(path)
+    except PermissionError:
+        raise
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} is no checkpoint of this project, or damaged: give a best.pt or last.pt "
-            "that train.py wrote."
+            f"{path} is no checkpoint of this project, or damaged ({error}): give a best.pt or "
+            "last.pt that train.py wrote."
         ) from error
-    found = content.get("format") if isinstance(content, Mapping) else None
-    if not isinstance(found, int):
+    found = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(found, int) or not integrity.is_count(found):
         raise UserError(f"{path} is no checkpoint of this project: give one that train.py wrote.")
     if found > FORMAT:
         raise UserError(
@@ -256,7 +329,7 @@ def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
             f"{path} was written by an earlier version (format {found}, this one reads {FORMAT}): "
             "train again, or use the version that wrote it."
         )
-    return dict(content)
+    return content
 
 
 def set_aside(folder: Path, logs: Path) -> None:
@@ -268,23 +341,28 @@ def set_aside(folder: Path, logs: Path) -> None:
         logs: the new run's TensorBoard folder; one that is there already gets another name.
     """
     files = [path for path in (folder / "best.pt", folder / "last.pt") if path.exists()]
-    when = _started(files[0]) if files else _time(logs.stat().st_mtime) if logs.exists() else ""
     if files:
+        when = _started(files[0])
         aside = _free(folder / when)
         aside.mkdir(parents=True)
         for path in [*files, *folder.glob(CARD)]:
             path.rename(aside / path.name)
         log.info(f"kept        the earlier run's checkpoints, now in {aside}")
-    if logs.exists():
+    elif logs.exists():
+        when = _time(logs.stat().st_mtime)
+    if logs.exists() and any(logs.iterdir()):  # else it was made for the new run
         logs.rename(_free(logs.with_name(f"{logs.name}_{when}")))
 
 
 def _started(path: Path) -> str:
     """When the run that wrote a checkpoint began; for a damaged one, when it was written."""
     try:
-        return str(_read(path, "meta")["started_at"])
-    except (UserError, KeyError):
-        return _time(path.stat().st_mtime)
+        started_at = _read(path).get("started_at")
+    except UserError:
+        started_at = None
+    if isinstance(started_at, str) and integrity.is_time(started_at):  # it becomes a folder's name
+        return started_at
+    return _time(path.stat().st_mtime)
 
 
 def _time(seconds: float) -> str:
@@ -293,7 +371,7 @@ def _time(seconds: float) -> str:
 
 def _free(path: Path) -> Path:
     """The path, or with a number if there is something by that name."""
-    names = (path.with_name(f"{path.name}-{n}") for n in range(2, 1000))
+    names = (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))
     return path if not path.exists() else next(name for name in names if not name.exists())
 
 
@@ -334,64 +412,3 @@ badly and confuses colours.
 |---|---|
 {scores}
 """
-
-
-def load_encoder(model: ImageCaptioningModel, weights: str) -> None:
-    """Give the model's ResNet its pretrained weights.
-
-    Args:
-        model: its encoder is filled in.
-        weights: a name of torchvision's, as IMAGENET1K_V1; a file with a ResNet's state dict,
-            with or without its ``fc``; or ``none`` to leave it random.
-
-    Raises:
-        UserError: no such name or file, no way to download, or weights of another network.
-    """
-    if weights == "none":
-        return
-    name = str(model.options["encoder"])
-    state = _weights_file(Path(weights)) if _is_file(weights) else _download(name, weights)
-    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    try:
-        model.encoder.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(
-            f"the weights {weights} do not fit {name}: give those of a torchvision {name}, or "
-            "choose the network they belong to with --encoder."
-        ) from error
-
-
-def _is_file(weights: str) -> bool:
-    return Path(weights).exists() or "/" in weights or "." in weights
-
-
-def _weights_file(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"no file {path}: check --encoder-weights.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # see _read
-        raise UserError(f"{path} holds no weights or is damaged: expected a state dict.") from error
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"{path} holds no state dict of a ResNet: expected names and tensors.")
-    return state
-
-
-def _download(encoder: str, weights: str) -> Mapping[str, Tensor]:
-    from torchvision import models
-
-    known = models.get_model_weights(encoder).__members__
-    if weights not in known:
-        raise UserError(
-            f"{encoder} has no weights {weights!r}: give --encoder-weights {', '.join(known)}, a "
-            "file, or none."
-        )
-    try:
-        show = log.isEnabledFor(logging.INFO)
-        return known[weights].get_state_dict(progress=show, check_hash=True)
-    except (OSError, RuntimeError) as error:  # no network, or a download that was cut short
-        reason = getattr(error, "reason", error)
-        raise UserError(
-            f"cannot download {known[weights].url} ({reason}). Fetch it on another machine and "
-            "give --encoder-weights FILE, or train from scratch with --encoder-weights none."
-        ) from error

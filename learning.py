@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -16,11 +16,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.optim import AdamW
 
+from integrity import is_count, is_number, is_scores, require
 from loader import Batch
 from model import ImageCaptioningModel, half_precision
 from resnet import ALL_LAYERS
 
 CHUNK_LOGITS = 2**17  # half a MB in float32: stays in a core's cache
+STAGES = ("xe", "finetune", "scst")  # of a training, in their order; see train.py
 
 
 @dataclass(frozen=True)
@@ -294,5 +296,24 @@ class TrainState:
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> TrainState:
-        """The state that ``plain`` was made from."""
-        return cls(**{**plain, "meter": Meter(*plain["meter"])})
+        """The state that ``plain`` was made from.
+
+        Raises:
+            ValueError: it was made from none, or changed since.
+        """
+        counts = [f.name for f in fields(cls) if f.type == "int"]
+        require(plain.keys() == {f.name for f in fields(cls)}, "its training state lacks a part")
+        require(plain["stage"] in STAGES, "its training state is of an unknown stage")
+        require(all(is_count(plain[name]) for name in counts), "a number of its state is none")
+        require(is_scores(plain["best_scores"]), "its training state has no scores")
+        require(isinstance(plain["best_epoch"], str), "its training state has no best epoch")
+        meter = plain["meter"]
+        require(
+            isinstance(meter, list)
+            and len(meter) == len(fields(Reading))
+            and all(map(is_number, meter))
+            and all(map(is_count, meter[1:3]))
+            and meter[3] >= 0,
+            "the meter of its training state shows no numbers",
+        )
+        return cls(**{**plain, "meter": Meter(*meter)})

@@ -24,6 +24,7 @@ from features import load_features, load_pixels
 from learning import Reading, Stage, TrainState
 from loader import Flickr30k, Vocabulary
 from model import ImageCaptioningModel
+from pretrained import load_encoder
 from search import caption
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class Run:
             "corpus": self.corpus.fingerprint,
         }
         self._save("last.pt", state, training)
+        self.tensorboard.flush()
 
     def _save(self, name: str, state: TrainState, training: dict[str, Any]) -> None:
         content = Checkpoint(
@@ -221,5 +223,5 @@ def make_model(
     if init:
         model.copy_weights(init.model)
     else:
-        checkpoint.load_encoder(model, settings["encoder_weights"])
+        load_encoder(model, settings["encoder_weights"])
     return model

@@ -120,6 +120,7 @@ from checkpoint import Checkpoint
 from cli import UserError
 from features import encode_all
 from files import hold
+from integrity import restore_optimizer
 from learning import Loss, LossFunction, Meter, Reading, Stage, TrainState
 from loader import Batch, Flickr30k, Plan, batches, plan_batches
 from pictures import augment
@@ -194,11 +195,11 @@ def train(settings: Settings, given: frozenset[str]) -> None:
     device = cli.device(settings.device)
     settings, last, init = starting_point(settings, given, device)
     started_at = last.started_at if last else datetime.now().strftime(checkpoint.TIME_FORMAT)
-    settings = replace(settings, run_name=settings.run_name or started_at)
-    plain = cli.plain(settings)
-    corpus = load_data(plain, last)
+    corpus = load_data(cli.plain(settings), last)
     for folder in (settings.checkpoints, settings.runs):
         folder.mkdir(parents=True, exist_ok=True)
+    run_name = settings.run_name or logs.make_folder(settings.runs, started_at)
+    plain = cli.plain(replace(settings, run_name=run_name))
     torch.manual_seed(settings.seed)
     vocabulary = last.vocabulary if last else make_vocabulary(plain, corpus, init)
     model = last.model if last else make_model(plain, vocabulary, init)
@@ -206,7 +207,7 @@ def train(settings: Settings, given: frozenset[str]) -> None:
     log.info(logs.model_lines(model, vocabulary, plain))
 
     stages, state = stages_left(make_stages(settings), last)
-    tensorboard = logs.RunLog(settings.runs / settings.run_name, plain, step=state.step)
+    tensorboard = logs.RunLog(settings.runs / run_name, plain, step=state.step)
     run = Run(plain, model, vocabulary, corpus, started_at, tensorboard)
     optimizer_state = last.training["optimizer"] if last else None
     with hold(settings.checkpoints):
@@ -223,7 +224,8 @@ def train(settings: Settings, given: frozenset[str]) -> None:
                 checkpoint.set_aside(settings.checkpoints, tensorboard.folder)
                 if init:  # its scores are those that every epoch has to surpass
                     scores, captions = validate(run, val_set)
-                    record_epoch(run, stage, state, val_set, scores, captions, Reading())
+                    record_epoch(run, stage, state, scores, captions, Reading())
+                    run.tensorboard.epoch(scores, captions, val_set.examples, step=state.step)
                 elif train_set.features is not None:
                     model.set_feature_stats(train_set.features)
             train_stage(settings, run, stage, state, train_set, val_set, optimizer_state)
@@ -300,8 +302,9 @@ def train_stage(
             scores, captions = validate(run, val_set)
             with cli.finish_before_stopping():
                 state.finish_epoch()
-                record_epoch(run, stage, state, val_set, scores, captions, learned)
+                record_epoch(run, stage, state, scores, captions, learned)
                 run.save_last(state, optimizer)
+                run.tensorboard.epoch(scores, captions, val_set.examples, step=state.step)
     if state.epoch < stage.epochs:
         log.info(f"{stage.name} ended early: no better CIDEr in {stage.patience} epochs")
 
@@ -331,7 +334,7 @@ def enter_stage(
         )
     state.n_steps = n_steps
     if optimizer_state:
-        optimizer.load_state_dict(optimizer_state)
+        restore_optimizer(optimizer, optimizer_state)
     elif state.total_epochs:  # a run that is killed before the next save resumes in this stage
         run.save_last(state, optimizer)
     return optimizer
@@ -380,7 +383,6 @@ def record_epoch(
     run: Run,
     stage: Stage,
     state: TrainState,
-    val_set: Flickr30k,
     scores: dict[str, float],
     captions: list[str],
     learned: Reading,
@@ -390,7 +392,6 @@ def record_epoch(
     state.epochs_without_improvement = 0 if is_best else state.epochs_without_improvement + 1
     where = f"{stage.name} {state.epoch}/{stage.epochs}"
     log.info(logs.epoch_line(where, stage.measure, learned, scores, captions, is_best=is_best))
-    run.tensorboard.epoch(scores, captions, val_set.examples, step=state.step)
     if is_best:
         state.best_scores = scores
         state.best_epoch = f"epoch {state.epoch} of {stage.epochs} ({stage.name})"
@@ -408,7 +409,7 @@ def starting_point(
         preset = {name: value for name, value in demo.SETTINGS.items() if name not in given}
         settings = replace(settings, **preset)
     if settings.resume:
-        last = checkpoint.load_last(settings.checkpoints, device)
+        last = checkpoint.load_last(settings.checkpoints, device, Settings)
         stages = [stage.name for stage in make_stages(settings)]
         begun = stages[: stages.index(last.training["state"]["stage"]) + 1]
         changed = cli.resumed(settings, given, last.settings, begun)

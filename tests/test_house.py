@@ -15,6 +15,7 @@ IMPORTS = {  # file → the files of ours it may import
     "resnet": set(),
     "captions": {"cli"},
     "files": {"cli"},
+    "integrity": {"cli"},
     "pictures": {"cli"},
     "demo": {"cli"},
     "model": {"resnet"},
@@ -22,14 +23,17 @@ IMPORTS = {  # file → the files of ours it may import
     "search": {"model", "cli"},
     "loader": {"model", "corpus", "cli"},
     "features": {"pictures", "corpus", "loader", "model", "cli", "files"},
-    "learning": {"loader", "model", "resnet"},
+    "learning": {"integrity", "loader", "model", "resnet"},
     "selfcritical": {"learning", "loader", "search", "model", "metrics"},
-    "checkpoint": {"loader", "search", "model", "resnet", "cli", "files"},
+    "pretrained": {"model", "cli"},
+    "checkpoint": {
+        *("integrity", "learning", "loader", "search", "model", "resnet", "cli", "files"),
+    },
     "report": {"pictures", "cli", "files"},
     "logs": {"learning", "loader", "corpus", "model", "metrics", "pictures"},
     "run": {
         *("logs", "checkpoint", "features", "learning", "loader", "search", "model", "corpus"),
-        *("demo", "metrics", "cli"),
+        *("pretrained", "demo", "metrics", "cli"),
     },
     "predict": {"checkpoint", "search", "pictures", "cli", "files"},
     "evaluate": {
@@ -37,7 +41,7 @@ IMPORTS = {  # file → the files of ours it may import
     },
     "train": {
         *("run", "logs", "checkpoint", "features", "learning", "selfcritical", "loader", "demo"),
-        *("metrics", "pictures", "resnet", "corpus", "cli", "files"),
+        *("metrics", "pictures", "resnet", "corpus", "cli", "files", "integrity"),
     },
 }
 DOORS = ("predict", "evaluate", "train")
