@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import random
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,10 +20,12 @@ from typing import Any, ClassVar
 
 import cli
 import metrics
-from captions import SPLITS, Captions, read_captions, split_of_folders, split_of_name
+from captions import read_captions
 from cli import UserError, option
+from columns import SPLITS, Captions, split_of_folders, split_of_name
 from files import files_below
 from pairing import Pictures, copies
+from pictures import PICTURE_SUFFIXES
 from sources import choose_captions
 from splits import find_splits, with_train
 
@@ -190,6 +193,9 @@ def load_corpus(folder: Path, captions_name: str = "", *, language: str = "en") 
         notes=notes,
     )
     images = _pair(corpus, sources, pictures)
+    _look_at_texts(corpus, images)
+    n_pictures = sum(path.suffix.lower() in PICTURE_SUFFIXES for path in files)
+    corpus.counts["picture(s) without a caption"] += max(0, n_pictures - len(images))
     copy_of = {path: group[0] for group in copies(i.path for i in images) for path in group[1:]}
     _split(corpus, images, folder, files, copy_of)
     _part_copies(corpus, copy_of)
@@ -238,13 +244,15 @@ def _pair(corpus: Corpus, sources: Sequence[Captions], pictures: Pictures) -> li
                 )
             image.split = image.split or split
         corpus.counts.update(source.counts)
-        corpus.notes.extend(source.notes)
+        corpus.notes += [note for note in source.notes if note not in corpus.notes]
     n_images = len(of_path) + len(corpus.missing)
     if not of_path:
+        near = pictures.nearest(corpus.missing[0])
+        there = f", where pictures are called as {near}" if near else ""
         raise UserError(
             f"none of the {n_images:,} images of {corpus.path} is there: looked for "
-            f"{corpus.missing[0]} and the others in {pictures.folder} and the folders below. Put "
-            "the photos there, or name another folder with --data."
+            f"{corpus.missing[0]} and the others in {pictures.folder} and the folders "
+            f"below{there}. Put the photos there, or name another folder with --data."
         )
     if len(of_path) < 0.9 * n_images:
         log.warning(
@@ -259,6 +267,17 @@ def _pair(corpus: Corpus, sources: Sequence[Captions], pictures: Pictures) -> li
             f"{name}"
         )
     return list(of_path.values())
+
+
+def _look_at_texts(corpus: Corpus, images: Sequence[_Image]) -> None:
+    """Note what a person should look at: one caption for very many images, broken letters."""
+    texts = Counter(text for image in images for text in image.captions)
+    text, n = texts.most_common(1)[0]
+    if n >= 10 and n > 0.1 * texts.total():
+        corpus.notes.append(f"{n:,} captions are the same: {text!r}")
+    broken = [text for text in texts if re.search("[\u00c2\u00c3][\u0080-\u00bf]", text)]
+    if broken:
+        corpus.notes.append(f"{len(broken):,} captions seem wrongly decoded, as {broken[0]!r}")
 
 
 def _add_captions(corpus: Corpus, image: _Image, texts: list[str], source: Path) -> None:
@@ -290,6 +309,7 @@ def _split(
     split_of = {image.name: image.split for image in images if image.split}
     if split_of:
         split_of = with_train(split_of, names.values())
+        _compare_with_folders(corpus, images, folder)
         corpus.has_split_field = True
         is_one = corpus.path.is_file()
         corpus.split_source = f"{corpus.path.name} itself" if is_one else "the captions files"
@@ -303,6 +323,20 @@ def _split(
             example = Example(image.name, image.path, image.captions)
             corpus.splits[split_of[image.name]].append(example)
     corpus.counts["image(s) in no split, left out"] += len(images) - len(corpus.examples)
+
+
+def _compare_with_folders(corpus: Corpus, images: Sequence[_Image], folder: Path) -> None:
+    """Warn where a picture lies in a folder of another split than its own."""
+    others = []
+    for image in images:
+        below = os.path.relpath(image.path, folder).replace(os.sep, "/")
+        if image.split and split_of_folders(below) not in (None, image.split):
+            others.append(f"{below}, said to be {image.split}")
+    if others:
+        log.warning(
+            f"warning: {len(others):,} images of {corpus.path} lie in a folder of another split, "
+            f"as {others[0]}: the captions file counts."
+        )
 
 
 def _part_copies(corpus: Corpus, copy_of: dict[Path, Path]) -> None:

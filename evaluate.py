@@ -138,7 +138,7 @@ def _corpus(settings: Settings, trained: Checkpoint) -> Corpus:
     log.info(corpus.describe())
     if corpus.is_predicted:
         raise UserError(
-            f"a model wrote the captions of {corpus.path}: give people's with --captions, or --data."
+            f"a model wrote the captions of {corpus.path}: give people's by --captions or --data."
         )
     if not corpus.splits[settings.split]:
         filled = ", ".join(split for split, images in corpus.splits.items() if images)

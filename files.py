@@ -1,7 +1,8 @@
-"""Files that appear whole or not at all, and folders that one run at a time writes to."""
+"""Files that appear whole or not at all, folders held by one run, and what is in a folder."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from cli import UserError
 if TYPE_CHECKING:
     from filelock import AcquireReturnProxy, FileLock
 
+log = logging.getLogger(__name__)
+
+THUMBNAILS = ("@eadir", "__macosx")  # folders of a NAS and of a Mac's zips, as good as hidden
 PART = re.compile(r"\..+\.(\d+)\.part")  # a hidden name, with the process that writes it
 
 
@@ -106,3 +110,37 @@ def _is_running(process_id: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All regular files of a folder and those below, the shallowest first, in order of names.
+
+    Hidden folders and files are passed over, and so is a folder that was met before: a symbolic
+    link may lead back to it.
+    """
+    found: list[Path] = []
+    top = folder.stat()
+    visited = {(top.st_dev, top.st_ino)}
+    level = [folder]
+    while level:
+        entries = []
+        for parent in level:
+            try:
+                entries += sorted(os.scandir(parent), key=lambda entry: entry.name)
+            except OSError as error:
+                log.warning(f"warning: {parent} cannot be read: {error.strerror or error}.")
+        level = []
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name.lower() in THUMBNAILS:
+                continue
+            try:
+                if entry.is_file():
+                    found.append(Path(entry.path))
+                elif entry.is_dir():
+                    stat = entry.stat()
+                    if (stat.st_dev, stat.st_ino) not in visited:
+                        visited.add((stat.st_dev, stat.st_ino))
+                        level.append(Path(entry.path))
+            except OSError:  # a link to itself
+                continue
+    return found

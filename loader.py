@@ -426,3 +426,9 @@ def _prefetched(items: Iterable[T]) -> Iterator[T]:
         while (item := following.result()) is not None:
             following = thread.submit(next, iterator, None)
             yield item
+
+
+if __name__ == "__main__":  # python loader.py FOLDER: look at a data set
+    from corpus import main
+
+    raise SystemExit(main())

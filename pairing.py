@@ -14,12 +14,13 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from difflib import SequenceMatcher
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from captions import split_of_folders
 from cli import UserError
+from columns import split_of_folders
 from pictures import PICTURE_SUFFIXES
 
 # Folders whose name says nothing about which pictures are in them.
@@ -152,6 +153,11 @@ class Pictures:
         self.mended |= agreed
         return found | agreed
 
+    def nearest(self, name: str) -> str | None:
+        """The picture whose path is most like a name, for a message; None if there are none."""
+        paths = [p for p in self._of if PurePosixPath(p).suffix.lower() in PICTURE_SUFFIXES][:1000]
+        return max(paths, key=lambda path: _likeness(path, name), default=None)
+
     def _at(self, name: str, base: Path, below: str) -> Path | None:
         """The file whose path the name is, unless that leaves the folders of data and captions."""
         if name.startswith("/"):
@@ -176,6 +182,10 @@ class Pictures:
                 "with one of them by --data."
             )
         return paths[0]
+
+
+def _likeness(one: str, other: str) -> float:
+    return SequenceMatcher(None, one.lower(), other.lower(), autojunk=False).ratio()
 
 
 def _leaves(name: str) -> bool:

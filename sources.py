@@ -10,11 +10,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from captions import SPLIT_NAMES, SUFFIXES, WORDS, Captions, read_captions
+from captions import SUFFIXES, read_captions, read_sidecar
 from cli import UserError
+from columns import SPLIT_NAMES, WORDS, Captions
 from pairing import Pictures
 from pictures import PICTURE_SUFFIXES
-from tables import UnknownFormat, listed, text_lines
+from tables import UnknownFormat, listed
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ WELL_KNOWN = (
     *("captions.csv", "metadata.jsonl", "metadata.csv"),
 )
 DEEPEST = 2  # folders below the data's in which captions files are looked for
-SIDECARS = (".txt", ".caption")  # of a text that lies beside its picture
+SIDECARS = (".txt", ".caption", ".json")  # of a text that lies beside its picture
 # What else lies in COCO's zip, and takes long to read.
 OTHER_ANNOTATIONS = ("instances_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
 
@@ -59,6 +60,9 @@ def choose_captions(
     if families:
         for warning in broken:
             log.warning(f"warning: {warning}")
+        n_texts = sum(path.suffix.lower() != ".json" for path in sidecars)
+        if n_texts:
+            notes.append(f"{n_texts:,} text(s) beside a picture passed over")
         return _choose_family(folder, list(families.values()), pictures, notes)
     if sidecars:
         return [_read_sidecars(folder, sidecars, language)]
@@ -162,13 +166,12 @@ def _has_pictures(family: list[Captions], pictures: Pictures) -> bool:
 
 
 def _read_sidecars(folder: Path, sidecars: dict[Path, Path], language: str) -> Captions:
-    """Read texts that lie beside their pictures; each line is a caption."""
-    captions = Captions(folder, language)
+    """Read what lies beside the pictures."""
+    captions = Captions(folder, language.split("_")[0])
     for path, picture in sidecars.items():
-        name = picture.relative_to(folder).as_posix()
-        for line in text_lines(path):
-            captions.add(name, line)
+        read_sidecar(path, picture.relative_to(folder).as_posix(), captions)
     if not captions.of_image:
-        raise UserError(f"the texts beside the pictures of {folder} are all empty.")
-    captions.notes.append(f"captions are the {len(sidecars):,} texts beside the pictures")
+        reason = listed(f"{n:,} {what}" for what, n in captions.counts.items())
+        raise UserError(f"no captions in {folder}: its texts beside pictures have {reason}.")
+    captions.notes.append("captions are the texts beside the pictures")
     return captions

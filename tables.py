@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -39,11 +40,16 @@ def plain_keys(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain_names(names: Iterable[str]) -> list[str]:
-    """The names in lower case with _ between words; caption, caption → caption, caption_2."""
+    """The names in lower case with _ between words; caption, caption → caption, caption_2.
+
+    Without accents: Légende is legende.
+    """
     seen: Counter[str] = Counter()
     plain = []
     for name in names:
-        name = re.sub(r"\W+", "_", str(name).strip().lower()).strip("_")
+        name = unicodedata.normalize("NFKD", str(name).strip().lower())
+        name = "".join(char for char in name if not unicodedata.combining(char))
+        name = re.sub(r"\W+", "_", name).strip("_")
         seen[name] += 1
         plain.append(f"{name}_{seen[name]}" if seen[name] > 1 else name)
     return plain
@@ -209,7 +215,7 @@ def _separator_without_header(path: Path, text: str) -> str:
     raise UnknownFormat(
         f"{path} is in no format known here. Its first line, read with {SEPARATORS[separator]} "
         f"between columns, has {listed(_fields(lines[0], separator))}: expected is a header with "
-        "columns for the image and its caption, as image,caption, or another format of docs/data.md."
+        "columns for the image and its caption, as image,caption (or see docs/data.md)."
     )
 
 

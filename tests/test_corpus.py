@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from captions import SPLITS, read_captions
+from captions import read_captions
 from cli import UserError
+from columns import SPLITS
 from corpus import load_corpus
 
 ROOT = Path(__file__).parents[1]
@@ -137,6 +138,22 @@ def test_folders_called_train_and_val(tmp_path):
     assert corpus.split_source == "the pictures' folders"
 
 
+def test_a_picture_in_a_folder_of_another_split_is_told(tmp_path, caplog):
+    corpus_of(tmp_path, ["0.jpg", "1.jpg"], pictures="train")
+    (tmp_path / "captions.token").unlink()
+    (tmp_path / "c.csv").write_text("image,caption,split\n0.jpg,x,train\n1.jpg,x,val\n")
+    assert names_of(load_corpus(tmp_path))["val"] == {"1.jpg"}
+    assert "warning: 1 images of" in caplog.text
+    assert "as train/1.jpg, said to be val: the captions file counts" in caplog.text
+
+
+def test_of_few_images_one_is_for_validation(tmp_path):
+    """A hash left none, and training on 45 photos ended in an error."""
+    names = [f"{i}.jpg" for i in range(10)]
+    splits = names_of(corpus_of(tmp_path, names))
+    assert [len(splits[split]) for split in ("train", "val")] == [9, 1]
+
+
 def test_flickr30k_has_its_published_split(tmp_path):
     lists = {s: ROOT / f"flickr30k_images/split_{s}.txt" for s in ("val", "test")}
     published = {split: set(path.read_text().split()) for split, path in lists.items()}
@@ -228,6 +245,25 @@ def test_long_captions_and_a_models_are_warned_of(tmp_path, caplog):
     caplog.clear()
     load_corpus(tmp_path, "captions.token").require_for_training(few=1, max_words=20)
     assert not caplog.text
+
+
+def test_captions_that_look_wrong_are_shown(tmp_path):
+    names = [f"{i}.jpg" for i in range(20)]
+    corpus_of(tmp_path, names)
+    rows = [f"{name},{'a photo' if i < 12 else f'un carrÃ© {i}'}" for i, name in enumerate(names)]
+    (tmp_path / "captions.token").unlink()
+    (tmp_path / "c.csv").write_text("\n".join(["image,caption", *rows[:19]]), encoding="utf-8")
+    text = load_corpus(tmp_path).describe()
+    assert "12 captions are the same: 'a photo'" in text
+    assert "7 captions seem wrongly decoded, as 'un carrÃ© 12'" in text
+    assert "1 picture(s) without a caption" in text
+
+
+def test_the_message_of_missing_pictures_names_one_that_is_there(tmp_path):
+    corpus_of(tmp_path, ["photo_0.jpg"])
+    (tmp_path / "captions.token").write_text("d82c07cd-photo_0.jpg#0\tx\n")
+    with pytest.raises(UserError, match=r"where pictures are called as pictures/photo_0\.jpg"):
+        load_corpus(tmp_path)
 
 
 def test_the_fingerprint_is_of_names_splits_and_captions(tmp_path):

@@ -54,7 +54,7 @@ def test_files_of_the_same_name_beside_their_pictures_are_read_together(tmp_path
         write(tmp_path, **{f"{folder}__captions_csv": f"image,caption\n0.jpg,{folder}\n"})
         picture(tmp_path / folder / "0.jpg")
     captions = [(e.path.parent.name, e.captions) for e in load_corpus(tmp_path).examples]
-    assert captions == [("cats", ["cats"]), ("dogs", ["dogs"])]
+    assert sorted(captions) == [("cats", ["cats"]), ("dogs", ["dogs"])]
 
 
 def test_coco_files_that_name_pictures_alike(tmp_path):
@@ -158,7 +158,19 @@ def test_texts_beside_the_pictures(tmp_path):
     (tmp_path / "val/a.txt").rename(tmp_path / "val/a.caption")
     corpus = load_corpus(tmp_path)
     assert found(corpus)["val"] == [("val/a.jpg", ["a cat in val", "it sits"])]
-    assert "captions are the 2 texts beside the pictures" in corpus.describe()
+    assert "captions are the texts beside the pictures" in corpus.describe()
+    write(tmp_path, train__a_json='{"caption": "a cat in train", "width": 5}')  # img2dataset's
+    assert found(load_corpus(tmp_path))["train"] == [("train/a.jpg", ["a cat in train", "it sits"])]
+    write(tmp_path, captions_csv="image,caption\ntrain/a.jpg,x\nval/a.jpg,y\n")
+    assert "2 text(s) beside a picture passed over" in load_corpus(tmp_path).describe()
+
+
+def test_numbers_beside_the_pictures_are_no_captions(tmp_path):
+    """The boxes of an object detector were learned as words."""
+    picture(tmp_path / "a.jpg")
+    write(tmp_path, a_txt="2 0.508 0.41 0.2 0.3\n1 0.5 0.5 0.1 1e-3\n")
+    with pytest.raises(UserError, match=r"1 text\(s\) of numbers beside a picture"):
+        load_corpus(tmp_path)
 
 
 def test_the_file_at_fault_is_named(tmp_path, caplog):
