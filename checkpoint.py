@@ -25,7 +25,7 @@ from cli import UserError
 from files import WatchedFile, whole_file
 from loader import Vocabulary
 from model import ImageCaptioningModel
-from resnet import LAYERS
+from resnet import BLOCKS_PER_LAYER
 from search import Search
 
 if TYPE_CHECKING:
@@ -154,10 +154,10 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
         if not all(isinstance(content[part], dict) for part in PARTS):
             raise ValueError("a part of it is of another kind")
         encoder = content["model"]["encoder"]
-        if isinstance(encoder, str) and encoder not in LAYERS:
+        if isinstance(encoder, str) and encoder not in BLOCKS_PER_LAYER:
             raise UserError(
                 f"{path} has the encoder {encoder[:80]!r}, which this version does not know (it "
-                f"knows {', '.join(LAYERS)}): update the project."
+                f"knows {', '.join(BLOCKS_PER_LAYER)}): update the project."
             )
         integrity.check_vocabulary(content["vocabulary"])
         vocabulary = Vocabulary(**content["vocabulary"])

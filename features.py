@@ -32,7 +32,7 @@ from cli import UserError, progress
 from corpus import Example
 from files import whole_file
 from loader import Pixels
-from model import Encode, ImageCaptioningModel, has_half_precision
+from model import Encode, ImageCaptioningModel, has_bfloat16
 from pictures import read_pictures
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def load_features(
     As ``load_pixels``, but gives (N, F) float32 on the CPU.
     """
     device, precision = model.device, "f32"
-    if has_half_precision(device):
+    if has_bfloat16(device):
         precision = f"bf16-{device.type}"  # rounded otherwise on another kind of device
     name = f"{model.options['encoder']}-{_fingerprint(model.encoder)}-{image_size}"
     folder = cache / f"{name}-{precision}-v{CACHE_VERSION}"

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch.optim import AdamW
 
 from integrity import is_count, is_number, is_scores, require
 from loader import Batch
-from model import ImageCaptioningModel, half_precision
+from model import ImageCaptioningModel, autocast_bfloat16
 from resnet import ALL_LAYERS
 
 CHUNK_LOGITS = 2**17  # half a MB in float32: stays in a core's cache
@@ -52,7 +52,7 @@ def cross_entropy(
     Returns:
         The mean per word; logged is the sum in nats without label smoothing.
     """
-    with half_precision(features.device):
+    with autocast_bfloat16(features.device):
         logits = model(features, batch.tokens, batch.caption_to_image, batch.positions)
     mean, nats = word_losses(logits, batch.targets, label_smoothing)
     return Loss(mean, nats, batch.n_words)
@@ -244,17 +244,22 @@ class Stage:
         trained_layers: how many of the ResNet's last layers train; with 0 it is frozen.
         whole_images: a batch holds all captions of its images.
         crop: least area of the random crops that pictures are augmented by; 1: no crops.
-        measure: what the loss logs: nats per word, or the reward of a caption.
+        loss: cross-entropy of people's captions, or rewards for the model's own (self-critical).
     """
 
     name: str
     epochs: int
-    learning_rate: float
+    learning_rate: float  # the peak, of the decoder
     patience: int
-    trained_layers: int = 0
-    whole_images: bool = True
-    crop: float = 1.0
-    measure: str = "loss"
+    trained_layers: int
+    whole_images: bool
+    crop: float
+    loss: Literal["cross-entropy", "self-critical"]
+
+    @property
+    def measure(self) -> str:
+        """What the loss logs: nats per word, or the reward of a caption."""
+        return "loss" if self.loss == "cross-entropy" else "reward"
 
 
 @dataclass

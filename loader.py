@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -292,8 +292,8 @@ class Batch:
         caption_to_image: (B,) the row of ``features`` or ``pixels`` that each caption describes.
         positions: (n_words,) where in ``tokens.flatten()`` the words to learn are, ``<end>`` one
             of them.
-        image_ids: the images' indices in the data set, (N,).
-        image_index: the same on the device.
+        image_index: the images' indices in the data set, (N,), on the device.
+        host_image_index: the same on the host.
         features: (N, F) float32, or None.
         pixels: (N, 3, S, S) uint8, or None.
     """
@@ -301,8 +301,8 @@ class Batch:
     tokens: Tensor
     caption_to_image: Tensor
     positions: Tensor
-    image_ids: np.ndarray
     image_index: Tensor
+    host_image_index: np.ndarray
     features: Tensor | None = None
     pixels: Tensor | None = None
 
@@ -328,7 +328,7 @@ def plan_batches(dataset: Flickr30k, *, batch_size: int, seed: int, whole_images
     Args:
         dataset: images and captions.
         batch_size: captions in a batch.
-        seed: a number of its own for each epoch; the same seed gives the same plan.
+        seed: of its own for each epoch of a stage; the same seed gives the same plan.
         whole_images: True keeps all captions of an image together, so that an encoder that
             trains encodes it once. Else captions are shuffled one by one and batched with others
             of like length, so that hardly any time goes into padding.
@@ -376,15 +376,15 @@ def batches(dataset: Flickr30k, plan: Plan) -> Iterator[Batch]:
     """
     if not plan:  # a run that is resumed may have nothing left of its epoch
         return
-    on_host = [_indices(dataset, np.array(captions)) for captions in plan]
-    columns = [_copied(arrays, dataset.device) for arrays in zip(*on_host, strict=True)]
-    on_device = zip(*columns, strict=True)
+    host = [_indices(dataset, np.array(captions)) for captions in plan]
+    copied = [_copied(column, dataset.device) for column in zip(*host, strict=True)]
     read = None
     if dataset.features is None:
-        read = _prefetched(_read_pixels(dataset, images) for *_, images in on_host)
-    for (captions, *_, image_ids), indices in zip(on_host, on_device, strict=True):
-        caption_index, positions, caption_to_image, image_index = indices
-        longest = int(dataset.lengths[captions].max())
+        read = _prefetched(_read_pixels(dataset, on_host.images) for on_host in host)
+    for on_host, caption_index, positions, caption_to_image, image_index in zip(
+        host, *copied, strict=True
+    ):
+        longest = int(dataset.lengths[on_host.captions].max())
         tokens = dataset.tokens[:, :longest].index_select(0, caption_index)  # (B, T)
         features, pixels = dataset.features, None
         if features is not None:
@@ -392,17 +392,26 @@ def batches(dataset: Flickr30k, plan: Plan) -> Iterator[Batch]:
         if read is not None:
             is_pinned = dataset.device.type == "cuda"
             pixels = next(read).to(dataset.device, non_blocking=is_pinned)
-        yield Batch(tokens, caption_to_image, positions, image_ids, image_index, features, pixels)
+        images = (image_index, on_host.images)
+        yield Batch(tokens, caption_to_image, positions, *images, features, pixels)
 
 
-def _indices(dataset: Flickr30k, captions: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Of a batch: its captions, and what ``Batch`` calls positions, caption_to_image, image_ids."""
+class _Indices(NamedTuple):
+    """Of a batch, on the host: its captions and images in the data set, and as in ``Batch``."""
+
+    captions: np.ndarray  # (B,)
+    positions: np.ndarray  # (n_words,)
+    caption_to_image: np.ndarray  # (B,)
+    images: np.ndarray  # (N,)
+
+
+def _indices(dataset: Flickr30k, captions: np.ndarray) -> _Indices:
     lengths = dataset.lengths[captions]  # (B,)
     column = np.arange(lengths.max())
     is_word = (column > 0) & (column < lengths[:, None])  # (B, T), all but <start>
     of_captions = dataset.caption_to_image[captions]
     images, caption_to_image = np.unique(of_captions, return_inverse=True)
-    return captions, np.flatnonzero(is_word), caption_to_image, images
+    return _Indices(captions, np.flatnonzero(is_word), caption_to_image, images)
 
 
 def _copied(arrays: Sequence[np.ndarray], device: torch.device) -> Sequence[Tensor]:

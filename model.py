@@ -113,7 +113,7 @@ class ImageCaptioningModel(nn.Module):
 
         Args:
             vocabulary_size: V, the four special tokens included.
-            encoder: one of ``resnet.LAYERS``.
+            encoder: one of ``resnet.BLOCKS_PER_LAYER``.
             embedding_size: E, of image and word embeddings.
             hidden_size: H, of the LSTM.
             num_layers: L, of the LSTM.
@@ -182,7 +182,7 @@ class ImageCaptioningModel(nn.Module):
 
     @torch.no_grad()
     def copy_weights(self, other: ImageCaptioningModel) -> None:
-        """Take over the weights of a model of these sizes whose vocabulary begins this one's.
+        """Take over the weights of a like model whose vocabulary is a prefix of this one's.
 
         What is learned for each word has more rows here: those of the new words, which come last,
         stay as they are.
@@ -218,7 +218,7 @@ class ImageCaptioningModel(nn.Module):
             gives (N, F) float32, the ResNet's pooled features.
         """
         n_frozen = ALL_LAYERS - trained_layers
-        dtype = torch.bfloat16 if has_half_precision(self.device) else torch.float32
+        dtype = torch.bfloat16 if has_bfloat16(self.device) else torch.float32
         frozen = FoldedResNet(self.encoder, dtype, n_frozen) if n_frozen else None
 
         def encode(pixels: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ class ImageCaptioningModel(nn.Module):
             if frozen:
                 maps = frozen(maps)
             if trained_layers:
-                with half_precision(self.device):
+                with autocast_bfloat16(self.device):
                     maps = self.encoder.run_layers(maps, first=n_frozen)
             return maps.float()  # (N, F)
 
@@ -299,16 +299,16 @@ class ImageCaptioningModel(nn.Module):
         return self.lstm(inputs, state)
 
 
-def half_precision(device: torch.device) -> torch.autocast:
+def autocast_bfloat16(device: torch.device) -> torch.autocast:
     """bfloat16 where it is the faster arithmetic: on a GPU, and on a CPU with instructions for it.
 
     A processor without them only imitates bfloat16, slower than float32.
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=has_half_precision(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device))
 
 
-def has_half_precision(device: torch.device) -> bool:
-    """Whether ``half_precision`` does anything there; numbers differ a little if it does."""
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether ``autocast_bfloat16`` does anything there; numbers differ a little if it does."""
     if device.type == "cuda":  # older GPUs imitate it
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":

@@ -103,12 +103,12 @@ def predict(settings: Settings, given: frozenset[str]) -> int:
     if settings.output and settings.output.exists() and not settings.overwrite:
         raise UserError(f"{settings.output} exists: give --overwrite to replace it.")
     paths = find_pictures(settings.image)
-    models = checkpoint.load_ensemble(settings.checkpoint, cli.device(settings.device))
-    vocabulary = models[0].vocabulary
+    ensemble = checkpoint.load_ensemble(settings.checkpoint, cli.device(settings.device))
+    vocabulary = ensemble[0].vocabulary
     one = len(settings.image) == 1 and not settings.image[0].is_dir()
     n_failed = 0
     with _writer(settings, one=one) as write:
-        for path, found in _caption(settings, given, models, paths):
+        for path, found in _caption_files(settings, given, ensemble, paths):
             if isinstance(found, UserError):
                 n_failed += 1
                 log.error(f"error: {found}", exc_info=found if settings.debug else None)
@@ -122,28 +122,29 @@ def predict(settings: Settings, given: frozenset[str]) -> int:
     return cli.SOME_FAILED if n_failed else cli.DONE
 
 
-def _caption(
-    settings: Settings, given: frozenset[str], models: list[Checkpoint], paths: list[Path]
+def _caption_files(
+    settings: Settings, given: frozenset[str], ensemble: list[Checkpoint], paths: list[Path]
 ) -> Iterator[tuple[Path, list[Hypothesis] | UserError]]:
     """Each path with the hypotheses for it, best first, or with the reason why there are none."""
     torch.manual_seed(settings.seed)
-    search = models[0].search({name: getattr(settings, name) for name in given})
+    search = ensemble[0].search({name: getattr(settings, name) for name in given})
     search = replace(search, beam_size=max(search.beam_size, settings.n_best))
-    encoders = [trained.model.make_encoder() for trained in models]
+    models = [trained.model for trained in ensemble]
+    encoders = [model.make_encoder() for model in models]
     pictures: Iterable[tuple[Path, Tensor | UserError]]
-    pictures = read_pictures(paths, models[0].image_size, ahead=2 * settings.batch_size)
+    pictures = read_pictures(paths, ensemble[0].image_size, ahead=2 * settings.batch_size)
     if settings.output or not sys.stdout.isatty():  # else the captions are the progress
         pictures = cli.progress(pictures, about="pictures", unit="picture", total=len(paths))
     pictures = iter(pictures)
-    while batch := list(islice(pictures, min(settings.batch_size, len(paths)))):
+    batch_size = min(settings.batch_size, len(paths))  # islice takes no number above 2**63
+    while batch := list(islice(pictures, batch_size)):
         readable = [picture for _, picture in batch if isinstance(picture, Tensor)]
         found: Iterator[list[Hypothesis]] = iter(())
         if readable:
-            pixels = torch.stack(readable).to(models[0].model.device)  # (N, 3, S, S)
+            pixels = torch.stack(readable).to(models[0].device)  # (N, 3, S, S)
             with torch.inference_mode():
                 features = [encode(pixels) for encode in encoders]  # of each model, (N, F)
-            captioners = [trained.model for trained in models]
-            found = iter(caption(captioners, features, search, batch_size=settings.batch_size))
+            found = iter(caption(models, features, search, batch_size=settings.batch_size))
         for path, picture in batch:
             yield path, next(found) if isinstance(picture, Tensor) else picture
 

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Name → blocks in each of layer1 to layer4.
-LAYERS = {
+# Network → blocks in each of layer1 to layer4.
+BLOCKS_PER_LAYER = {
     "resnet18": (2, 2, 2, 2),
     "resnet34": (3, 4, 6, 3),
     "resnet50": (3, 4, 6, 3),
@@ -36,17 +36,19 @@ class ResNet(nn.Module):
         """Random weights, after He et al. 2015, arXiv:1502.01852.
 
         Args:
-            name: one of ``LAYERS``.
+            name: one of ``BLOCKS_PER_LAYER``.
 
         Attributes:
             feature_size: F.
         """
         super().__init__()
-        if name not in LAYERS:
-            raise ValueError(f"unknown ResNet {name!r}: choose one of {', '.join(LAYERS)}")
+        if name not in BLOCKS_PER_LAYER:
+            raise ValueError(
+                f"unknown ResNet {name!r}: choose one of {', '.join(BLOCKS_PER_LAYER)}"
+            )
         block = Bottleneck if name in BOTTLENECK else BasicBlock
         factor = block.expansion
-        n1, n2, n3, n4 = LAYERS[name]
+        n1, n2, n3, n4 = BLOCKS_PER_LAYER[name]
         self.conv1 = _convolution(3, 64, kernel=7, stride=2)
         self.bn1 = nn.BatchNorm2d(64)
         self.layer1 = _layer(block, n1, 64, 64, stride=1)

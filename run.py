@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 import checkpoint
+import cli
 import demo
 import logs
 import metrics
@@ -120,9 +121,7 @@ class Run:
     def log_steps(
         self, measure: str, recent: Reading, norm: float, state: TrainState, optimizer: AdamW
     ) -> None:
-        """Points on the curves for the last steps, if loss and gradient norm are finite."""
-        # Rewards stay finite when the weights do not; the norm does not.
-        self.check_finite(recent.mean + norm, state, optimizer)
+        """Add a point to the curves, of the steps since the last one."""
         learning_rate = optimizer.param_groups[0]["lr"]
         self.tensorboard.steps(
             measure, recent, norm=norm, learning_rate=learning_rate, step=state.step
@@ -153,7 +152,8 @@ class Run:
         try:
             yield
         except (KeyboardInterrupt, SystemExit):
-            self.save_last(state, optimizer)
+            with cli.finish_before_stopping():  # an impatient second Ctrl-C waits as well
+                self.save_last(state, optimizer)
             log.info(
                 f"stopped in epoch {state.epoch + 1} of {state.stage}, nothing is lost: resume "
                 f"with\n    {logs.resume_command(self.settings)}"

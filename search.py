@@ -152,8 +152,9 @@ def _beam_search(
         last = beams.tokens[:, :, position].flatten()
 
     done.append((images, beams))
-    order = torch.cat([images for images, _ in done]).argsort()
-    beams = Beams(*map(torch.cat, zip(*(beams for _, beams in done), strict=True))).select(order)
+    order = torch.cat([image_index for image_index, _ in done]).argsort()
+    fields = zip(*(finished for _, finished in done), strict=True)  # of Beams, each in parts
+    beams = Beams(*map(torch.cat, fields)).select(order)
     score = beams.log_prob / beams.length**search.length_penalty
     return _hypotheses(beams.tokens, beams.log_prob, score)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from learning import Loss, LossFunction
 from loader import Batch, Flickr30k
 from metrics import CiderD
-from model import PAD, START, ImageCaptioningModel, half_precision
+from model import PAD, START, ImageCaptioningModel, autocast_bfloat16
 from search import Search, sample
 
 
@@ -61,9 +61,9 @@ class SelfCritical:
         tokens = sample_captions(
             model, features, n_samples=self.n_samples, max_words=self.max_words
         )
-        sampled = tokens.cpu().numpy()  # one wait; `sample` has a few more
-        rewards = self.reward(batch.image_ids, sampled)  # (N, K)
-        mean = policy_gradient_loss(model, features, tokens, sampled, rewards)
+        host_tokens = tokens.cpu().numpy()  # one wait; `sample` has a few more
+        rewards = self.reward(batch.host_image_index, host_tokens)  # (N, K)
+        mean = policy_gradient_loss(model, features, tokens, host_tokens, rewards)
         if self.xe_weight:
             mean = mean + self.xe_weight * self.xe(model, features, batch).mean
         return Loss(mean, torch.tensor(rewards.sum()), rewards.size)
@@ -85,20 +85,20 @@ class Reward:
             references[image].append(ids[1:length])
         self.cider = CiderD(references)
 
-    def __call__(self, image_ids: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    def __call__(self, image_index: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """CIDEr-D, in which a human caption gets about 0.7.
 
         Args:
-            image_ids: (N,) indices of images in the data set.
+            image_index: (N,) indices of images in the data set.
             tokens: (N*K, T) ids, as ``sample_captions`` gives them.
 
         Returns:
             (N, K) float32.
         """
-        n_samples = len(tokens) // len(image_ids)
-        hypotheses = np.where(tokens == PAD, -1, tokens)
-        scores = self.cider.scores(np.repeat(image_ids, n_samples), hypotheses)
-        return scores.astype(np.float32).reshape(len(image_ids), n_samples)
+        n_samples = len(tokens) // len(image_index)
+        hypotheses = np.where(tokens == PAD, -1, tokens)  # what `CiderD` pads with
+        scores = self.cider.scores(np.repeat(image_index, n_samples), hypotheses)
+        return scores.astype(np.float32).reshape(len(image_index), n_samples)
 
 
 def sample_captions(
@@ -111,7 +111,7 @@ def sample_captions(
     sampling = Search(
         beam_size=n_samples, max_words=max_words, temperature=1.0, no_repeat_ngram_size=0
     )
-    with torch.no_grad(), half_precision(features.device):
+    with torch.no_grad(), autocast_bfloat16(features.device):
         tokens, _ = sample([model], [model.init_state(features)], sampling)
     model.train()
     return tokens
@@ -121,7 +121,7 @@ def policy_gradient_loss(
     model: ImageCaptioningModel,
     features: Tensor,
     tokens: Tensor,
-    sampled: np.ndarray,
+    host_tokens: np.ndarray,
     rewards: np.ndarray,
 ) -> Tensor:
     """The loss whose gradient makes captions likelier that score above the others of their image.
@@ -130,7 +130,7 @@ def policy_gradient_loss(
         model: in train mode.
         features: (N, F).
         tokens: (N*K, T) sampled captions.
-        sampled: the same on the host.
+        host_tokens: the same on the host.
         rewards: (N, K).
 
     Returns:
@@ -140,13 +140,13 @@ def policy_gradient_loss(
     n_images, n_samples = rewards.shape
     others = (rewards.sum(axis=1, keepdims=True) - rewards) / (n_samples - 1)
     advantage = (rewards - others).reshape(-1, 1)  # (N*K, 1)
-    is_word = np.pad(sampled != PAD, ((0, 0), (1, 0)))  # (N*K, 1+T), without <start>
-    weight = np.broadcast_to(advantage, sampled.shape)[sampled != PAD]  # (n_words,)
+    is_word = np.pad(host_tokens != PAD, ((0, 0), (1, 0)))  # (N*K, 1+T), without <start>
+    weight = np.broadcast_to(advantage, host_tokens.shape)[host_tokens != PAD]  # (n_words,)
 
     positions = torch.from_numpy(np.flatnonzero(is_word)).to(tokens.device)
     captions = F.pad(tokens, (1, 0), value=START)  # (N*K, 1+T)
     caption_to_image = torch.arange(n_images, device=tokens.device).repeat_interleave(n_samples)
-    with half_precision(tokens.device):
+    with autocast_bfloat16(tokens.device):
         logits = model(features, captions, caption_to_image, positions)  # (n_words, V)
     targets = captions.flatten().index_select(0, positions)
     log_prob = F.log_softmax(logits.float(), dim=-1).gather(1, targets.unsqueeze(1)).squeeze(1)

@@ -124,7 +124,7 @@ from integrity import restore_optimizer
 from learning import Loss, LossFunction, Meter, Reading, Stage, TrainState
 from loader import Batch, Flickr30k, Plan, batches, plan_batches
 from pictures import augment
-from resnet import ALL_LAYERS, LAYERS
+from resnet import ALL_LAYERS, BLOCKS_PER_LAYER
 from run import Run, load_data, make_model, make_vocabulary, stages_left
 from selfcritical import SelfCritical
 
@@ -137,39 +137,29 @@ SCST_PATIENCE = 2  # rewards go on rising while validation scores fall
 
 def make_stages(s: Settings) -> list[Stage]:
     """The table of stages; those of 0 epochs are in it too."""
-    is_scratch = s.encoder_weights == "none"
+    is_scratch = s.encoder_weights == "none"  # then the encoder has to learn from the beginning
+    # fmt: off
     return [
         Stage(
-            name="xe",
-            epochs=s.epochs,
-            learning_rate=s.learning_rate,
-            patience=s.patience,
-            trained_layers=ALL_LAYERS if is_scratch else 0,
-            whole_images=is_scratch,
-        ),
+            name="xe", epochs=s.epochs, learning_rate=s.learning_rate, patience=s.patience,
+            trained_layers=ALL_LAYERS if is_scratch else 0, whole_images=is_scratch,
+            crop=1.0, loss="cross-entropy"),
         Stage(
-            name="finetune",
-            epochs=s.finetune_epochs,
-            learning_rate=s.finetune_learning_rate,
-            patience=s.patience,
-            trained_layers=s.finetune_layers,
-            crop=s.crop,
-        ),
+            name="finetune", epochs=s.finetune_epochs, learning_rate=s.finetune_learning_rate,
+            patience=s.patience, trained_layers=s.finetune_layers, whole_images=True,
+            crop=s.crop, loss="cross-entropy"),
         Stage(
-            name="scst",
-            epochs=s.scst_epochs,
-            learning_rate=s.scst_learning_rate,
-            patience=min(s.patience, SCST_PATIENCE),
-            crop=s.crop,
-            measure="reward",
-        ),
+            name="scst", epochs=s.scst_epochs, learning_rate=s.scst_learning_rate,
+            patience=min(s.patience, SCST_PATIENCE), trained_layers=0, whole_images=True,
+            crop=s.crop, loss="self-critical"),
     ]
+    # fmt: on
 
 
 def make_loss(settings: Settings, stage: Stage, train_set: Flickr30k) -> LossFunction:
-    """Cross-entropy of people's captions; in stage 3, rewards for the model's own."""
+    """The loss of a stage; the self-critical one has some cross-entropy beside it."""
     xe = partial(learning.cross_entropy, label_smoothing=settings.label_smoothing)
-    if stage.name != "scst":
+    if stage.loss == "cross-entropy":
         return xe
     return SelfCritical(
         train_set,
@@ -181,7 +171,7 @@ def make_loss(settings: Settings, stage: Stage, train_set: Flickr30k) -> LossFun
 
 
 def make_plan(settings: Settings, stage: Stage, train_set: Flickr30k, epoch: int) -> Plan:
-    """The batches of an epoch of a stage, whenever it is asked for."""
+    """The batches of an epoch of a stage, the same at every call."""
     return plan_batches(
         train_set,
         batch_size=settings.batch_size,
@@ -199,16 +189,16 @@ def train(settings: Settings, given: frozenset[str]) -> None:
     for folder in (settings.checkpoints, settings.runs):
         folder.mkdir(parents=True, exist_ok=True)
     run_name = settings.run_name or logs.make_folder(settings.runs, started_at)
-    plain = cli.plain(replace(settings, run_name=run_name))
+    plain_settings = cli.plain(replace(settings, run_name=run_name))
     torch.manual_seed(settings.seed)
-    vocabulary = last.vocabulary if last else make_vocabulary(plain, corpus, init)
-    model = last.model if last else make_model(plain, vocabulary, init)
+    vocabulary = last.vocabulary if last else make_vocabulary(plain_settings, corpus, init)
+    model = last.model if last else make_model(plain_settings, vocabulary, init)
     model.to(device)
-    log.info(logs.model_lines(model, vocabulary, plain))
+    log.info(logs.model_lines(model, vocabulary, plain_settings))
 
     stages, state = stages_left(make_stages(settings), last)
-    tensorboard = logs.RunLog(settings.runs / run_name, plain, step=state.step)
-    run = Run(plain, model, vocabulary, corpus, started_at, tensorboard)
+    tensorboard = logs.RunLog(settings.runs / run_name, plain_settings, step=state.step)
+    run = Run(plain_settings, model, vocabulary, corpus, started_at, tensorboard)
     optimizer_state = last.training["optimizer"] if last else None
     with hold(settings.checkpoints):
         for stage in stages:
@@ -217,20 +207,34 @@ def train(settings: Settings, given: frozenset[str]) -> None:
                 state.enter(stage.name)
                 if state.best_scores:
                     run.load_best()
-            as_pixels = stage.trained_layers > 0 or stage.crop < 1
-            train_set = run.load_split("train", as_pixels=as_pixels)
-            val_set = run.load_split("val", as_pixels=stage.trained_layers > 0)
-            if not last and not state.step:  # only now is there a run to make room for
-                checkpoint.set_aside(settings.checkpoints, tensorboard.folder)
-                if init:  # its scores are those that every epoch has to surpass
-                    scores, captions = validate(run, val_set)
-                    record_epoch(run, stage, state, scores, captions, Reading())
-                    run.tensorboard.epoch(scores, captions, val_set.examples, step=state.step)
-                elif train_set.features is not None:
-                    model.set_feature_stats(train_set.features)
+            # Without pixels the features are computed once; only training pictures are cropped.
+            is_frozen = stage.trained_layers == 0
+            train_set = run.load_split("train", as_pixels=not is_frozen or stage.crop < 1)
+            val_set = run.load_split("val", as_pixels=not is_frozen)
+            if last is None and state.step == 0:
+                begin_run(run, stage, state, train_set, val_set, is_init=init is not None)
             train_stage(settings, run, stage, state, train_set, val_set, optimizer_state)
         run.log_results(state)
-    print(logs.closing_lines(plain, state, val_set.examples))
+    print(logs.closing_lines(plain_settings, state, val_set.examples))
+
+
+def begin_run(
+    run: Run,
+    stage: Stage,
+    state: TrainState,
+    train_set: Flickr30k,
+    val_set: Flickr30k,
+    *,
+    is_init: bool,
+) -> None:
+    """Make room for a new run, and take the scores or statistics that it starts from."""
+    checkpoint.set_aside(run.folder, run.tensorboard.folder)
+    if is_init:  # its scores are those that every epoch has to surpass
+        scores, captions = validate(run, val_set)
+        record_epoch(run, stage, state, scores, captions, Reading())
+        run.tensorboard.epoch(scores, captions, val_set.examples, step=state.step)
+    elif train_set.features is not None:  # an encoder that trains has those of each batch
+        run.model.set_feature_stats(train_set.features)
 
 
 def train_stage(
@@ -247,7 +251,7 @@ def train_stage(
     ``optimizer_state`` is that of a run that is resumed in this stage.
     """
     model, device = run.model, run.model.device
-    optimizer = enter_stage(settings, run, stage, state, train_set, optimizer_state)
+    optimizer = prepare_stage(settings, run, stage, state, train_set, optimizer_state)
     encode = model.make_encoder(stage.trained_layers)
     loss_function = make_loss(settings, stage, train_set)
     saved_at = time.perf_counter()
@@ -284,12 +288,13 @@ def train_stage(
                     optimizer.step()
                     state.finish_step(loss, batch.n_words)
 
-                # Another device would make the host wait: there it is done every LOG_EVERY steps.
-                if device.type == "cpu":
+                if device.type == "cpu":  # the host would have to wait for another device
                     run.check_finite(loss.mean.item(), state, optimizer)
                 if state.step % LOG_EVERY == 0 or state.batch == len(plan):
                     now = state.meter.read()
                     recent, logged = now.since(logged), now
+                    # Rewards stay finite when the weights do not; the norm does not.
+                    run.check_finite(recent.mean + norm.item(), state, optimizer)
                     run.log_steps(stage.measure, recent, norm.item(), state, optimizer)
                     bar.set_postfix_str(logs.step_note(stage.measure, recent))
                 if time.perf_counter() - saved_at > SAVE_EVERY:
@@ -309,7 +314,7 @@ def train_stage(
         log.info(f"{stage.name} ended early: no better CIDEr in {stage.patience} epochs")
 
 
-def enter_stage(
+def prepare_stage(
     settings: Settings,
     run: Run,
     stage: Stage,
@@ -317,7 +322,11 @@ def enter_stage(
     train_set: Flickr30k,
     optimizer_state: dict[str, Any] | None,
 ) -> AdamW:
-    """Unfreeze what trains in a stage; its optimizer, as it was if a run is resumed in it."""
+    """Unfreeze what trains, plan the schedule, and save the run if the stage is a later one.
+
+    Returns:
+        Its optimizer, as it was if a run is resumed in it.
+    """
     run.model.unfreeze_encoder(stage.trained_layers)
     run.model.zero_grad()  # gradients of what no longer trains would count in the norm
     optimizer = learning.make_optimizer(
@@ -326,6 +335,7 @@ def enter_stage(
         encoder_learning_rate=settings.encoder_learning_rate,
         weight_decay=settings.weight_decay,
     )
+    # About so many: batches of whole images may be one more or fewer in another epoch.
     n_steps = stage.epochs * len(make_plan(settings, stage, train_set, epoch=0))
     if state.stage_step and n_steps != state.n_steps:
         log.info(
@@ -363,7 +373,7 @@ def validate(run: Run, val_set: Flickr30k) -> tuple[dict[str, float], list[str]]
     meter = Meter()
     plan = plan_batches(val_set, batch_size=500, seed=0, whole_images=False)
     with torch.inference_mode():
-        # In float32, without autocast: so does `search.caption`, here and in `predict.py`.
+        # In float32, without autocast, as in `search.caption`.
         for batch in batches(val_set, plan):
             assert batch.features is not None
             logits = model(batch.features, batch.tokens, batch.caption_to_image, batch.positions)
@@ -413,15 +423,16 @@ def starting_point(
         stages = [stage.name for stage in make_stages(settings)]
         begun = stages[: stages.index(last.training["state"]["stage"]) + 1]
         changed = cli.resumed(settings, given, last.settings, begun)
-        if "data" in given and settings.data.is_file():  # which is the captions file
+        if "data" in given and settings.data.is_file():  # it names the captions file itself
             changed = replace(changed, captions=settings.captions)
+        # Those of this command: the old run may have been on another machine.
         changed = replace(changed, checkpoints=settings.checkpoints, device=settings.device)
         return changed, last, None
     if settings.init:
         init = checkpoint.load(settings.init, device)
         return cli.inherited(settings, given, init.settings, settings.init), None, init
-    if settings.encoder not in LAYERS:
-        known = ", ".join(LAYERS)
+    if settings.encoder not in BLOCKS_PER_LAYER:
+        known = ", ".join(BLOCKS_PER_LAYER)
         raise UserError(f"--encoder must be one of {known}, got {settings.encoder!r}.")
     if not settings.epochs:
         raise UserError("--epochs 0 leaves out stage 1: give --init with a trained model.")

@@ -32,7 +32,7 @@ from captions import Captions, read_captions  # noqa: E402
 from checkpoint import Checkpoint  # noqa: E402
 from corpus import Corpus, Example, load_corpus  # noqa: E402
 from loader import SPECIAL_TOKENS, Flickr30k, Vocabulary, batches  # noqa: E402
-from model import ImageCaptioningModel, has_half_precision  # noqa: E402
+from model import ImageCaptioningModel, has_bfloat16  # noqa: E402
 from resnet import FoldedResNet  # noqa: E402
 from run import make_vocabulary  # noqa: E402
 
@@ -132,7 +132,7 @@ def main(job: Job) -> None:
 
 def forward_pass(model: ImageCaptioningModel) -> Callable[[int], None]:
     """The ResNet alone, in the precision it is used in: a job that encodes so many photos."""
-    dtype = torch.bfloat16 if has_half_precision(DEVICE) else torch.float32
+    dtype = torch.bfloat16 if has_bfloat16(DEVICE) else torch.float32
     pixels = torch.rand(BATCH, 3, 224, 224).contiguous(memory_format=torch.channels_last)
     encoder = FoldedResNet(model.encoder, dtype)
 

@@ -16,7 +16,7 @@ from torchvision import models
 
 from cli import UserError
 from features import load_features
-from model import ImageCaptioningModel, has_half_precision
+from model import ImageCaptioningModel, has_bfloat16
 
 SECONDS = 8.0  # of the forward pass alone
 PLAIN = 32  # photos
@@ -54,7 +54,7 @@ def main() -> None:
             "plain": lambda: plain(plain_pixels),
         }
         times = in_turn(jobs, args.rounds)
-    precision = "bfloat16" if has_half_precision(DEVICE) else "float32"
+    precision = "bfloat16" if has_bfloat16(DEVICE) else "float32"
     n_photos_of = {"from files": len(examples), "forward alone": n_photos, "plain": PLAIN}
     rates = {name: n_photos_of[name] / found for name, found in times.items()}
     shown = {name: f"{np.median(found):.1f}" for name, found in rates.items()}

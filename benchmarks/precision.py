@@ -23,7 +23,7 @@ import metrics
 import resnet
 from cli import UserError
 from corpus import load_corpus
-from model import PIXEL_MEAN, PIXEL_STD, Encode, ImageCaptioningModel, has_half_precision
+from model import PIXEL_MEAN, PIXEL_STD, Encode, ImageCaptioningModel, has_bfloat16
 from pictures import read_pictures
 from search import caption
 
@@ -94,7 +94,7 @@ def main() -> None:
         return [trained.vocabulary.decode(hypotheses[0].tokens) for hypotheses in found]
 
     ways = {"as used": model.make_encoder()}
-    if not has_half_precision(DEVICE):
+    if not has_bfloat16(DEVICE):
         ways["bfloat16, imitated"] = imitated(model)
     reference = captions(plain(model))
     cider = metrics.score(reference, references)["CIDEr"]

@@ -17,7 +17,7 @@ from bench import DEVICE, Row, Training, arguments, corpus, in_turn, tell
 from bench import main as run_benchmark
 
 from loader import Batch, batches
-from model import has_half_precision
+from model import has_bfloat16
 
 STEPS = 10
 
@@ -43,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         found = corpus(args.data, Path(name), n_images=6000)
         training = Training(found)
-        dtype = torch.bfloat16 if has_half_precision(DEVICE) else torch.float32
+        dtype = torch.bfloat16 if has_bfloat16(DEVICE) else torch.float32
         size, gates = training.settings.hidden_size, 4 * training.settings.hidden_size
         image = Product(training.model.feature_size, size, dtype)
         inputs, recurrence = Product(size, gates, dtype), Product(size, gates, dtype)
@@ -51,7 +51,7 @@ def main() -> None:
 
         def bare(batch: Batch) -> None:
             n_captions, length = batch.tokens.shape
-            n_images = len(batch.image_ids)
+            n_images = len(batch.host_image_index)
             image(n_images)
             inputs(n_images)  # the image is the first word; before it there is no state
             inputs(n_captions * (length - 1))

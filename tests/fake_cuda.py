@@ -297,7 +297,7 @@ def _listless(index):
 
 
 @contextlib.contextmanager
-def half_precision(device, enabled=True):
+def autocast_bfloat16(device, enabled=True):
     before, Calls.half = Calls.half, enabled and (Calls.half or device.type == "fake")
     try:
         yield
@@ -311,7 +311,7 @@ REAL_AUTOCAST = torch.autocast
 def autocast(device_type, *args, **kwargs):
     """`torch.autocast`, which the project uses for CUDA only to turn it off."""
     if device_type == "cuda":
-        return half_precision(DEVICE, enabled=False)
+        return autocast_bfloat16(DEVICE, enabled=False)
     return REAL_AUTOCAST(device_type, *args, **kwargs)
 
 
@@ -353,10 +353,10 @@ def gpu(project: str = ""):
     }
     for module in list(sys.modules.values()):
         if str(getattr(module, "__file__", "")).startswith(project or "?"):
-            if hasattr(module, "half_precision"):
-                new[module, "half_precision"] = half_precision
-            if hasattr(module, "has_half_precision"):
-                new[module, "has_half_precision"] = lambda device: device.type == "fake"
+            if hasattr(module, "autocast_bfloat16"):
+                new[module, "autocast_bfloat16"] = autocast_bfloat16
+            if hasattr(module, "has_bfloat16"):
+                new[module, "has_bfloat16"] = lambda device: device.type == "fake"
     before = [(module, name, getattr(module, name)) for module, name in new]
     for (module, name), value in new.items():
         setattr(module, name, value)

@@ -23,7 +23,7 @@ from integrity import restore_optimizer
 from learning import STAGES, TrainState, make_optimizer
 from loader import SPECIAL_TOKENS, Vocabulary
 from model import ImageCaptioningModel
-from resnet import LAYERS
+from resnet import BLOCKS_PER_LAYER
 
 CPU = torch.device("cpu")
 
@@ -195,7 +195,7 @@ def test_loaded_weights_are_made_flat_for_cudnn(trained, monkeypatch):
 @pytest.fixture
 def last(tmp_path, monkeypatch):
     """A small `last.pt` within an epoch of stage 1."""
-    monkeypatch.setitem(LAYERS, "tiny", (1, 1, 1, 1))
+    monkeypatch.setitem(BLOCKS_PER_LAYER, "tiny", (1, 1, 1, 1))
     words = [*SPECIAL_TOKENS, "a", "dog", "runs"]
     model = tiny.make(len(words), encoder="tiny")
     optimizer = optimizer_of(model)

@@ -148,7 +148,7 @@ def test_bfloat16_of_another_kind_of_device_has_rows_of_its_own(
 ):
     """A GPU rounds otherwise than a CPU."""
     for half, words in ((True, "-bf16-cpu-"), (False, "-f32-")):
-        monkeypatch.setattr(features, "has_half_precision", lambda _, half=half: half)
+        monkeypatch.setattr(features, "has_bfloat16", lambda _, half=half: half)
         assert prepare(paths, frozen)[2] == 7
         assert [folder for folder in (tmp_path / "cache").iterdir() if words in folder.name]
 

@@ -239,7 +239,7 @@ def test_captions_of_like_length_are_batched(dataset):
 def test_a_batch_has_each_image_once_and_padding_last():
     dataset = dataset_of([[3], [1, 2], [5], [9]])  # captions 0, 1 and 2, 3, 4
     (batch,) = batches(dataset, [[2, 4, 1, 0]])
-    assert batch.image_ids.tolist() == batch.image_index.tolist() == [0, 1, 3]
+    assert batch.host_image_index.tolist() == batch.image_index.tolist() == [0, 1, 3]
     assert batch.features.tolist() == [[0.0], [1.0], [3.0]]
     assert batch.pixels is None
     assert batch.caption_to_image.tolist() == [1, 2, 1, 0]
@@ -291,7 +291,7 @@ def test_pixels_are_those_of_the_batchs_images_in_every_batch(dataset):
     for batch in found:
         assert batch.features is None
         assert batch.pixels.dtype == torch.uint8
-        assert batch.pixels[:, 0, 0, 0].tolist() == batch.image_ids.tolist()
+        assert batch.pixels[:, 0, 0, 0].tolist() == batch.host_image_index.tolist()
 
 
 def test_nothing_left_of_an_epoch_gives_no_batches(dataset):

@@ -169,7 +169,7 @@ def test_half_precision_gives_nearly_the_same(monkeypatch):
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     found = []
     for half in (False, True):
-        monkeypatch.setattr(module, "has_half_precision", lambda _, half=half: half)
+        monkeypatch.setattr(module, "has_bfloat16", lambda _, half=half: half)
         found.append(model.make_encoder()(pixels))
     assert not torch.equal(*found)
     assert bool((F.cosine_similarity(*found) > 0.999).all())

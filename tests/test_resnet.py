@@ -4,7 +4,7 @@ from torch import nn
 from torchvision import models
 
 import resnet
-from resnet import ALL_LAYERS, LAYERS, FoldedResNet, ResNet
+from resnet import ALL_LAYERS, BLOCKS_PER_LAYER, FoldedResNet, ResNet
 
 
 def pair(name):
@@ -22,7 +22,7 @@ def pair(name):
     return ours, peer
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", BLOCKS_PER_LAYER)
 def test_equals_torchvisions(name):
     ours, peer = pair(name)
     images = torch.randn(2, 3, 64, 64)
