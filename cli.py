@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound="DataclassInstance")
 T = TypeVar("T")
 
-VERSION = "0.2.0"
+VERSION = "0.3.0"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DONE, SOME_FAILED, FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 PROGRESS_EVERY = 30.0  # seconds, where stderr is no terminal

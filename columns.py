@@ -79,7 +79,7 @@ class Captions:
         caption = " ".join(caption.split())
         if not image:
             self.counts["row(s) without an image"] += 1
-        elif not any(map(str.isalnum, caption)) or re.fullmatch(r"#[A-Z/0]+[!?]?", caption):
+        elif not _is_text(caption):
             self.counts["row(s) without a caption"] += 1
         else:
             self.of_image.setdefault(image, []).append(caption)
@@ -108,6 +108,13 @@ def split_of_folders(path: str) -> str | None:
     """The split that the folders of a path speak of, the last first."""
     folders = path.split("/")[-2::-1]
     return next((split for folder in folders if (split := split_of_name(folder))), None)
+
+
+def _is_text(caption: str) -> bool:
+    """Whether it has a letter or digit, and is no error of a spreadsheet."""
+    if caption[:1].isalnum():
+        return True
+    return any(map(str.isalnum, caption)) and not re.fullmatch(r"#[A-Z/0]+[!?]?", caption)
 
 
 def _encodable(text: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import random
 import re
 from collections import Counter
@@ -23,7 +22,7 @@ import metrics
 from captions import read_captions
 from cli import UserError, option
 from columns import SPLITS, Captions, split_of_folders, split_of_name
-from files import files_below
+from files import below, files_below
 from pairing import Pictures, copies
 from pictures import PICTURE_SUFFIXES
 from sources import choose_captions
@@ -231,7 +230,7 @@ def _pair(corpus: Corpus, sources: Sequence[Captions], pictures: Pictures) -> li
                 continue
             split = source.split_of.get(name, hint)
             if len(sources) > 1:  # two files may call different pictures the same
-                name = os.path.relpath(path, pictures.folder).replace(os.sep, "/")
+                name = below(path, pictures.folder)
             image = of_path.get(path)
             if image is None:
                 of_path[path] = _Image(name, path, list(texts), split, source.path)
@@ -293,8 +292,7 @@ def _add_captions(corpus: Corpus, image: _Image, texts: list[str], source: Path)
 
 def _split_of_file(path: Path, folder: Path) -> str | None:
     """The split that a captions file is about: by its name, or by the folder it is in."""
-    below = path.relative_to(folder).as_posix()
-    return split_of_name(path.stem) or split_of_folders(below)
+    return split_of_name(path.stem) or split_of_folders(below(path, folder))
 
 
 def _split(
@@ -315,9 +313,9 @@ def _split(
         corpus.split_source = f"{corpus.path.name} itself" if is_one else "the captions files"
     else:
         lists = [path for path in files if path != corpus.path]
-        below = {name: os.path.relpath(path, folder) for path, name in names.items()}
+        path_of = {name: below(path, folder) for path, name in names.items()}
         twins = {names[path]: names[first] for path, first in copy_of.items()}
-        split_of, corpus.split_source = find_splits(below, corpus.missing, lists, twins)
+        split_of, corpus.split_source = find_splits(path_of, corpus.missing, lists, twins)
     for image in images:
         if image.name in split_of:
             example = Example(image.name, image.path, image.captions)
@@ -329,9 +327,9 @@ def _compare_with_folders(corpus: Corpus, images: Sequence[_Image], folder: Path
     """Warn where a picture lies in a folder of another split than its own."""
     others = []
     for image in images:
-        below = os.path.relpath(image.path, folder).replace(os.sep, "/")
-        if image.split and split_of_folders(below) not in (None, image.split):
-            others.append(f"{below}, said to be {image.split}")
+        path = below(image.path, folder)
+        if image.split and split_of_folders(path) not in (None, image.split):
+            others.append(f"{path}, said to be {image.split}")
     if others:
         log.warning(
             f"warning: {len(others):,} images of {corpus.path} lie in a folder of another split, "

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 # Part of every key: raised whenever ``pictures.transform`` or ``model.make_encoder`` changes its
 # numbers.
-CACHE_VERSION = 5
+CACHE_VERSION = 6
 LIST_EVERY = 10.0  # seconds; what an interruption can cost
 BATCH_SIZE = 32  # pictures encoded at a time
 

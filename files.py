@@ -112,6 +112,11 @@ def _is_running(process_id: int) -> bool:
     return True
 
 
+def below(path: Path, folder: Path) -> str:
+    """The path from a folder to a file that `files_below` found in it, with ``/``."""
+    return os.fspath(path).removeprefix(f"{folder}{os.sep}").replace(os.sep, "/")
+
+
 def files_below(folder: Path) -> list[Path]:
     """All regular files of a folder and those below, the shallowest first, in order of names.
 

@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from cli import UserError
 from columns import split_of_folders
+from files import below
 from pictures import PICTURE_SUFFIXES
 
 # Folders whose name says nothing about which pictures are in them.
@@ -113,7 +114,7 @@ class Pictures:
     def __init__(self, folder: Path, files: Sequence[Path]) -> None:
         """Index the files below the folder."""
         self.folder = folder
-        self._of = {path.relative_to(folder).as_posix(): path for path in files}
+        self._of = {below(path, folder): path for path in files}
         self._finder = Finder(self._of)
         self.mended: dict[str, Path] = {}
 
@@ -131,18 +132,18 @@ class Pictures:
         """
         names = list(names)
         strangers = _common_folder(names)
-        below = os.path.relpath(base, self.folder).replace(os.sep, "/")
+        place = os.path.relpath(base, self.folder).replace(os.sep, "/")
         found: dict[str, Path] = {}
         loose: dict[str, Path] = {}
         claims: dict[Path, set[Parts]] = defaultdict(set)
         for name in names:
-            if path := self._at(name, base, below):
+            if path := self._at(name, base, place):
                 found[name] = path
                 continue
             paths, to_the_letter = self._finder.find(name.removeprefix(strangers))
             if not paths or _leaves(name):
                 continue
-            path = self._of[self._choose(name, paths, below, split)]
+            path = self._of[self._choose(name, paths, place, split)]
             if to_the_letter and not name.startswith(strangers or "\0"):
                 found[name] = path
             else:
@@ -158,19 +159,19 @@ class Pictures:
         paths = [p for p in self._of if PurePosixPath(p).suffix.lower() in PICTURE_SUFFIXES][:1000]
         return max(paths, key=lambda path: _likeness(path, name), default=None)
 
-    def _at(self, name: str, base: Path, below: str) -> Path | None:
+    def _at(self, name: str, base: Path, place: str) -> Path | None:
         """The file whose path the name is, unless that leaves the folders of data and captions."""
         if name.startswith("/"):
             return self._of.get(os.path.relpath(name, self.folder))
-        near = self._of.get(posixpath.normpath(f"{below}/{name}"))
-        if near is None and below.startswith(".."):  # the captions lie elsewhere
+        near = self._of.get(posixpath.normpath(f"{place}/{name}"))
+        if near is None and place.startswith(".."):  # the captions lie elsewhere
             beside = base / name
             near = beside if beside.is_file() and not _leaves(name) else None
         return near or self._of.get(posixpath.normpath(name))
 
-    def _choose(self, name: str, paths: list[str], below: str, split: str | None) -> str:
+    def _choose(self, name: str, paths: list[str], place: str, split: str | None) -> str:
         """Of several pictures that fit a name the one that is meant."""
-        near = [path for path in paths if path.startswith(f"{below}/")]
+        near = [path for path in paths if path.startswith(f"{place}/")]
         of_split = [path for path in paths if split and split_of_folders(path) == split]
         paths = near or of_split or paths
         depth = min(path.count("/") for path in paths)

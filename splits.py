@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from cli import UserError
 from columns import IMAGE_KEYS, SPLIT_NAMES, split_of_folders, split_of_name
@@ -110,7 +110,7 @@ def _lists(files: Sequence[Path]) -> Iterator[tuple[Path, str, list[str]]]:
 
 def _by_folders(path_of: Mapping[str, str]) -> dict[str, str]:
     """By folders called train, val and test, if all pictures are in such a one."""
-    folders = {n: split_of_folders(PurePath(path).as_posix()) for n, path in path_of.items()}
+    folders = {name: split_of_folders(path) for name, path in path_of.items()}
     split_of = {name: split for name, split in folders.items() if split}
     return split_of if len(split_of) == len(path_of) and len({*split_of.values()}) > 1 else {}
 

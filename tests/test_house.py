@@ -21,9 +21,9 @@ IMPORTS = {  # file → the files of ours it may import
     "pictures": {"cli"},
     "demo": {"cli"},
     "model": {"resnet"},
-    "pairing": {"columns", "pictures", "cli"},
+    "pairing": {"columns", "files", "pictures", "cli"},
     "inputs": {"files", "pictures", "cli"},
-    "sources": {"captions", "columns", "pairing", "pictures", "tables", "cli"},
+    "sources": {"captions", "columns", "files", "pairing", "pictures", "tables", "cli"},
     "splits": {"columns", "pairing", "tables", "cli"},
     "corpus": {
         *("captions", "columns", "files", "pairing", "pictures", "sources", "splits", "metrics"),
