@@ -1,6 +1,6 @@
 """Captions files of every known format: one file read, its images and their captions.
 
-Which file of a folder is read, and where its pictures are, is `corpus`'s to find.
+Which file of a folder is read is `sources`'s to find, where its pictures are, `pairing`'s.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from cli import UserError
 from columns import (
+    SPLIT_NAMES,
     Captions,
     add_rows,
     caption_keys,
@@ -88,10 +89,10 @@ def read_sidecar(path: Path, image: str, captions: Captions) -> None:
     if texts and all(map(is_number, texts)):  # boxes, as YOLO has them
         captions.counts["text(s) of numbers beside a picture"] += 1
         return
-    known = captions.of_image.get(image, [])  # img2dataset writes each caption twice
     for caption in texts:
-        if " ".join(caption.split()) not in known:
-            captions.add(image, caption)
+        captions.add(image, caption)
+    if image in captions.of_image:  # img2dataset writes each caption twice, as text and as JSON
+        captions.of_image[image] = list(dict.fromkeys(captions.of_image[image]))
 
 
 def is_number(text: str) -> bool:
@@ -106,7 +107,7 @@ def _read_text(text: str, captions: Captions) -> None:
         raise UnknownFormat(f"{captions.path} is empty: no captions can be read from it.")
     if lines[0].lstrip()[0] in "{[":
         _read_json(text, captions)
-    elif re.match(r"[^\t|]{1,400}#\d+[\t ]", lines[0]):
+    elif re.match(r"[^\t|]{1,400}?(#\d+\t|\.\w{2,5}#\d+ )", lines[0]):
         _read_token(lines, captions)
     elif re.match(r"[^|]{1,400}\|\s{0,9}(\d+\s{0,9}\||comment_number)", lines[0]):
         _read_pipes(lines, captions)
@@ -157,6 +158,7 @@ def _read_coco(content: dict[str, Any], captions: Captions) -> None:
         values = plain_keys(row.values)
         id_ = str(values.pop("id", None))
         name_of[id_] = image_name(Row(row.where, values), image_keys(values), captions)
+        captions.add_split(name_of[id_], str(values.get("split") or ""))
     for row in _objects(content["annotations"], "annotations"):
         name = name_of.get(str(row.values.get("image_id")))
         if name is None:
@@ -202,15 +204,15 @@ def _read_layout(content: Any, captions: Captions) -> None:
             raise UnknownFormat(f"{captions.path} holds no captions: its annotations have none.")
         _read_coco(content, captions)
         return
-    for key, row in first_of.items():
-        if image_column(plain_names(row), captions):
-            add_rows(_objects(content[key], key), captions)
-            return
-    if image_column(plain_names(content), captions):  # JSON lines, of which there is one
-        add_rows([Row("line 1", content)], captions)
-    elif content and all(map(_is_image_with_texts, *zip(*content.items(), strict=True))):
+    if content and all(map(_is_image_with_texts, *zip(*content.items(), strict=True))):
         rows = [Row(f"key {key!r}", {"image": key, "caption": v}) for key, v in content.items()]
         add_rows(rows, captions)
+        return
+    keys = [key for key, row in first_of.items() if image_column(plain_names(row), captions)]
+    if keys:
+        add_rows([row for key in keys for row in _objects(content[key], key)], captions)
+    elif image_column(plain_names(content), captions):  # JSON lines, of which there is one
+        add_rows([Row("line 1", content)], captions)
     else:
         raise UnknownFormat(
             f"{captions.path} holds no captions in a form known here: its keys are "
@@ -225,8 +227,10 @@ def _is_image_with_texts(key: str, value: Any) -> bool:
 
 
 def _objects(items: list[Any], key: str) -> list[Row]:
+    """The objects in a list; the key that it is below may be the name of their split."""
+    split = {"split": key} if key.lower() in SPLIT_NAMES else {}
     return [
-        Row(f"{key}[{number}]" if key else f"item {number + 1}", item)
+        Row(f"{key}[{number}]" if key else f"item {number + 1}", split | item)
         for number, item in enumerate(items)
         if isinstance(item, dict)
     ]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cli import UserError
-from tables import Row, UnknownFormat, listed, plain_keys, plain_names
+from tables import Row, UnknownFormat, listed, plain_keys
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {  # what data sets call the splits
@@ -40,6 +40,7 @@ CAPTION_STEMS = (
     *("leyenda", "texto"),
 )
 LANGUAGE_KEYS = ("language", "lang", "locale")
+UNSPACED = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]")  # Thai, Japanese, Chinese
 SPLIT_KEYS = ("split", "partition", "subset", "set", "fold")
 _CAPTION_KEY = re.compile(
     rf"(?:ima?ge?_)?(?P<stem>{'|'.join(CAPTION_STEMS)})(?:s|_text)?(?:_?\d+)?"
@@ -170,12 +171,13 @@ def _rows_in_language(rows: list[Row], names: list[str], captions: Captions) -> 
     """The rows in the language asked for, where a column says that there are several."""
     key = next((key for key in LANGUAGE_KEYS if key in names), None)
     codes = [str(row.values.get(key) or "").strip().lower() for row in rows] if key else []
-    if len(set(codes)) < 2 or not all(map(_LANGUAGE_KEY.fullmatch, plain_names(set(codes)))):
+    codes = [code.replace("-", "_") for code in codes]
+    if len({*codes} - {""}) < 2 or not all(map(_LANGUAGE_KEY.fullmatch, {*codes} - {""})):
         return rows
     kept = [
         row
         for row, code in zip(rows, codes, strict=True)
-        if re.split("[-_]", code)[0] == captions.language
+        if code.split("_")[0] in ("", captions.language)
     ]
     captions.counts[f"row(s) in other languages than {captions.language}"] = len(rows) - len(kept)
     return kept
@@ -195,7 +197,7 @@ def refuse_cut_captions(rows: list[Row], captions: Captions) -> None:
     Programs write no blank after a separator: where a row has one in the column after the
     captions, and the value is none of the column's others, the caption went on.
     """
-    names = list(rows[0].values) if rows else []
+    names = list(dict.fromkeys(name for row in rows for name in row.values))
     keys = caption_keys(names, captions)
     following = names[names.index(keys[-1]) + 1 :][:1] if keys else []
     for key in following:
@@ -277,7 +279,9 @@ def image_name(row: Row, keys: Sequence[str], captions: Captions) -> str:
             )
         parts.append(_encodable(value or "").strip())
     folder, name = ("", "", *parts)[-2:]
-    return f"{folder}/{name}" if folder and name and not folder.endswith(name) else name or folder
+    if not folder or not name or folder.endswith(name):
+        return folder or name
+    return f"{folder}/{name}"
 
 
 def texts_of(value: Any, key: str, row: Row, captions: Captions) -> list[str]:
@@ -291,7 +295,7 @@ def texts_of(value: Any, key: str, row: Row, captions: Captions) -> list[str]:
     if isinstance(value, str):
         return _listed_texts(value)
     if isinstance(value, list):
-        if len(value) > 1 and all(isinstance(v, str) and len(v.split()) == 1 for v in value):
+        if len(value) > 1 and all(isinstance(v, str) and _is_word(v) for v in value):
             return [" ".join(value)]  # the words of one caption
         return [text for item in value for text in texts_of(item, key, row, captions)]
     if isinstance(value, dict):
@@ -307,12 +311,16 @@ def texts_of(value: Any, key: str, row: Row, captions: Captions) -> list[str]:
     )
 
 
+def _is_word(text: str) -> bool:
+    return len(text.split()) == 1 and not UNSPACED.search(text)
+
+
 def _listed_texts(text: str) -> list[str]:
     """The texts of a list that was written into a cell, as Python, numpy or JSON write it."""
     text = text.strip()
     if text[:2] not in ("['", '["') or text[-2:] not in ("']", '"]'):
         return [text]
-    commas = re.sub(r"""(?<=['"])\s*\n\s*(?=['"])""", ", ", text)  # numpy has none
+    commas = re.sub(r"""(?<=['"])\s+(?=['"])""", ", ", text)  # numpy has none
     try:
         values = ast.literal_eval(commas)
     except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -21,7 +21,7 @@ import cli
 import metrics
 from captions import read_captions
 from cli import UserError, option
-from columns import SPLITS, Captions, split_of_folders, split_of_name
+from columns import SPLITS, UNSPACED, Captions, split_of_folders, split_of_name
 from files import below, files_below
 from pairing import Pictures, copies
 from pictures import PICTURE_SUFFIXES
@@ -48,7 +48,7 @@ class Corpus:
         path: the captions file, or the folder that holds several.
         splits: "train", "val" and "test" → examples, in the captions file's order.
         split_source: where the splits come from, for messages.
-        has_split_field: they come from the captions file itself.
+        has_split_field: they come from a field of the captions file.
         missing: names of images with captions whose picture file does not exist.
         is_predicted: the captions are a model's.
         counts: what was passed over or mended, in words → how often.
@@ -79,7 +79,7 @@ class Corpus:
         """What a person should check before training, as plain data."""
         texts = [text for example in self.examples for text in example.captions]
         each = [len(example.captions) for example in self.examples]
-        n_words = [len(text.split()) for text in texts]
+        n_words = [count_words(text) for text in texts]
         return {
             "captions file": str(self.path),
             "images": len(self.examples),
@@ -133,7 +133,7 @@ class Corpus:
                 f"{self._how_to_name('val')}"
             )
         texts = [text for example in self.examples for text in example.captions]
-        n_long = sum(len(text.split()) > max_words for text in texts)
+        n_long = sum(count_words(text) > max_words for text in texts)
         if n_long > 0.05 * len(texts):
             log.warning(
                 f"warning: {100 * n_long / len(texts):.0f} % of the captions are longer than "
@@ -148,6 +148,11 @@ class Corpus:
             return f"Give more of them the split {split} in {self.path}."
         folder = self.path if self.path.is_dir() else self.path.parent
         return f"Name more in {folder / f'split_{split}.txt'}, one a line."
+
+
+def count_words(text: str) -> int:
+    """Words about; of what is written without blanks between words, the letters."""
+    return sum(map(str.isalnum, text)) if UNSPACED.search(text) else len(text.split())
 
 
 def _spread(values: Sequence[int]) -> dict[str, float]:
@@ -308,8 +313,8 @@ def _split(
     if split_of:
         split_of = with_train(split_of, names.values())
         _compare_with_folders(corpus, images, folder)
-        corpus.has_split_field = True
         is_one = corpus.path.is_file()
+        corpus.has_split_field = is_one
         corpus.split_source = f"{corpus.path.name} itself" if is_one else "the captions files"
     else:
         lists = [path for path in files if path != corpus.path]
@@ -338,7 +343,7 @@ def _compare_with_folders(corpus: Corpus, images: Sequence[_Image], folder: Path
 
 
 def _part_copies(corpus: Corpus, copy_of: dict[Path, Path]) -> None:
-    """Leave out of training what is also a validation or test picture, by its content.
+    """Leave out of training what is also a validation or test picture, of validation a test one.
 
     Where that would be half of the images or more, the split is told to be wrong instead.
     """

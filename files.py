@@ -112,6 +112,14 @@ def _is_running(process_id: int) -> bool:
     return True
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a regular file; a name that no file could have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def below(path: Path, folder: Path) -> str:
     """The path from a folder to a file that `files_below` found in it, with ``/``."""
     return os.fspath(path).removeprefix(f"{folder}{os.sep}").replace(os.sep, "/")

@@ -243,7 +243,7 @@ class Stage:
     Attributes:
         trained_layers: how many of the ResNet's last layers train; with 0 it is frozen.
         whole_images: a batch holds all captions of its images.
-        crop: least area of the random crops that pictures are augmented by; 1: no crops.
+        crop: least area of the random crops of training pictures; 1: no crops and no mirroring.
         loss: cross-entropy of people's captions, or rewards for the model's own (self-critical).
     """
 

@@ -1,7 +1,7 @@
 """The vocabulary, the data set of images and token ids, and batches of them.
 
-No models, no devices of its own choosing, no command line; words are counted in training captions
-only. Captions files are read by `captions`, pictures by `pictures`.
+No models, no devices of its own choosing; words are counted in training captions only. Captions
+files and pictures are found by `corpus`, whose command line `python loader.py FOLDER` is.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ UNSPACED = {"zh", "ja", "th"}  # written without blanks between words
 # A picture with one of these in its captions is another one in the mirror.
 SIDES = {
     "en": "left right",
-    "fr": "gauche droite",
-    "de": "links rechts linke linken rechte rechten",
-    "es": "izquierda derecha",
+    "fr": "gauche gauches droite droites droit droits",
+    "de": "links rechts linke linken linker linkes linkem rechte rechten rechter rechtes rechtem",
+    "es": "izquierda izquierdas izquierdo izquierdos derecha derechas derecho derechos",
 }
 # Articles, prepositions and the like: a caption that ends on one was cut short.
 NEVER_FINAL = {
@@ -378,9 +378,9 @@ def batches(dataset: Flickr30k, plan: Plan) -> Iterator[Batch]:
         return
     host = [_indices(dataset, np.array(captions)) for captions in plan]
     copied = [_copied(column, dataset.device) for column in zip(*host, strict=True)]
-    read = None
+    pixel_batches = None
     if dataset.features is None:
-        read = _prefetched(_read_pixels(dataset, on_host.images) for on_host in host)
+        pixel_batches = _prefetched(_read_pixels(dataset, on_host.images) for on_host in host)
     for on_host, caption_index, positions, caption_to_image, image_index in zip(
         host, *copied, strict=True
     ):
@@ -389,9 +389,9 @@ def batches(dataset: Flickr30k, plan: Plan) -> Iterator[Batch]:
         features, pixels = dataset.features, None
         if features is not None:
             features = features.index_select(0, image_index)
-        if read is not None:
+        if pixel_batches is not None:
             is_pinned = dataset.device.type == "cuda"
-            pixels = next(read).to(dataset.device, non_blocking=is_pinned)
+            pixels = next(pixel_batches).to(dataset.device, non_blocking=is_pinned)
         images = (image_index, on_host.images)
         yield Batch(tokens, caption_to_image, positions, *images, features, pixels)
 

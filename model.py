@@ -167,7 +167,7 @@ class ImageCaptioningModel(nn.Module):
         self.encoder.requires_grad_(trained_layers == ALL_LAYERS)
         if trained_layers:  # gradients of convolutions are a tenth faster in this layout
             self.encoder.to(memory_format=torch.channels_last)
-        if 0 < trained_layers < ALL_LAYERS:
+        if 0 < trained_layers < ALL_LAYERS:  # ALL_LAYERS is 5: the stem is layer 0
             for number in range(ALL_LAYERS - trained_layers, ALL_LAYERS):
                 for module in getattr(self.encoder, f"layer{number}").modules():
                     if isinstance(module, nn.Conv2d):

@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterable, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from cli import UserError
 from columns import split_of_folders
-from files import below
+from files import below, is_file
 from pictures import PICTURE_SUFFIXES
 
 # Folders whose name says nothing about which pictures are in them.
@@ -30,6 +30,7 @@ GENERIC_FOLDERS = {
     *("jpegs", "png", "data", "dataset", "files"),
 }
 Parts = tuple[str, ...]  # of a path
+_URL = re.compile(r"\w{2,}:/")
 
 
 class Finder:
@@ -61,7 +62,7 @@ class Finder:
             return to_the_letter, True
         *folders, last = _parts(name)
         called = self._called.get(last, [])
-        if not called and not PurePosixPath(last).suffix:
+        if not called and PurePosixPath(last).suffix not in PICTURE_SUFFIXES:
             called = self._by_stem().get(last, [])
         loose = [(path, _parts(path)[:-1]) for path in called]
         whole = [path for path, of in loose if of[len(of) - len(folders) :] == tuple(folders)]
@@ -84,8 +85,8 @@ def _loose(part: str) -> str:
 
 def _parts(name: str) -> Parts:
     """The loose parts of a name; of a URL the last alone."""
-    if re.match(r"\w{2,}:/", name):
-        name = urlsplit(name).path.rsplit("/", 1)[-1]
+    if _URL.match(name):
+        name = re.split("[?#]", name)[0].rsplit("/", 1)[-1]
     name = posixpath.normpath(name.replace("\\", "/"))
     return tuple(_loose(unquote(part)) for part in name.split("/") if part) or ("",)
 
@@ -105,7 +106,7 @@ def _telling(folders: Parts) -> Parts:
 
 
 class Pictures:
-    """The pictures of a folder, found by what captions files call them.
+    """The files of a folder, most of them pictures, found by what captions files call them.
 
     Attributes:
         mended: names that fit a picture, though not to the letter → the picture.
@@ -131,24 +132,26 @@ class Pictures:
             UserError: several different pictures fit a name equally well.
         """
         names = list(names)
-        strangers = _common_folder(names)
+        their_folder = _common_folder(names)
         place = os.path.relpath(base, self.folder).replace(os.sep, "/")
         found: dict[str, Path] = {}
         loose: dict[str, Path] = {}
-        claims: dict[Path, set[Parts]] = defaultdict(set)
+        claims: dict[Path, set[str]] = defaultdict(set)  # folders of the names that fit loosely
         for name in names:
             if path := self._at(name, base, place):
                 found[name] = path
                 continue
-            paths, to_the_letter = self._finder.find(name.removeprefix(strangers))
+            is_foreign = bool(their_folder) and name.startswith(their_folder)
+            paths, to_the_letter = self._finder.find(name.removeprefix(their_folder))
             if not paths or _leaves(name):
                 continue
             path = self._of[self._choose(name, paths, place, split)]
-            if to_the_letter and not name.startswith(strangers or "\0"):
+            if to_the_letter and not is_foreign:
                 found[name] = path
             else:
                 loose[name] = path
-                claims[path].add(_parts(name)[:-1])
+                is_url = _URL.match(name)
+                claims[path].add(name.rpartition("/")[0] if is_url else "/".join(_parts(name)[:-1]))
         # A picture that names in two folders lay claim to is neither's for sure.
         agreed = {name: path for name, path in loose.items() if len(claims[path]) == 1}
         self.mended |= agreed
@@ -166,7 +169,7 @@ class Pictures:
         near = self._of.get(posixpath.normpath(f"{place}/{name}"))
         if near is None and place.startswith(".."):  # the captions lie elsewhere
             beside = base / name
-            near = beside if beside.is_file() and not _leaves(name) else None
+            near = beside if is_file(beside) and not _leaves(name) else None
         return near or self._of.get(posixpath.normpath(name))
 
     def _choose(self, name: str, paths: list[str], place: str, split: str | None) -> str:

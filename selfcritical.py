@@ -108,7 +108,7 @@ def sample_captions(
     # Rewarded is what the model says as it is used, without dropout. The gradient of these
     # captions' log-probability is then taken in train mode: dropout regularises this stage too.
     model.eval()
-    sampling = Search(
+    sampling = Search(  # with a temperature, ``beam_size`` samples are drawn for an image
         beam_size=n_samples, max_words=max_words, temperature=1.0, no_repeat_ngram_size=0
     )
     with torch.no_grad(), autocast_bfloat16(features.device):

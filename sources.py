@@ -14,7 +14,7 @@ from pathlib import Path
 from captions import SUFFIXES, read_captions, read_sidecar
 from cli import UserError
 from columns import SPLIT_NAMES, WORDS, Captions
-from files import below
+from files import below, is_file
 from pairing import Pictures
 from pictures import PICTURE_SUFFIXES
 from tables import UnknownFormat, listed
@@ -123,16 +123,9 @@ def _family(captions: Captions, folder: Path) -> str:
 
     path = captions.path
     *folders, name = (WORDS.sub(without_split, part) for part in path.relative_to(folder).parts)
-    if _is_file(path.parent / next(iter(captions.of_image))):
+    if is_file(path.parent / next(iter(captions.of_image))):
         folders = ["*"] * len(folders)
     return "/".join([*folders, re.sub(r"-\d+-of-\d+", "", name)])
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # no name that a file could have
-        return False
 
 
 def _choose_family(

@@ -104,7 +104,12 @@ def _lists(files: Sequence[Path]) -> Iterator[tuple[Path, str, list[str]]]:
             content, _ = parse_json(read_text(path)[0])
             for key, values in content.items() if isinstance(content, dict) else ():
                 split = SPLIT_NAMES.get(str(key).lower())
-                if split and isinstance(values, list) and all(isinstance(v, str) for v in values):
+                if (
+                    split
+                    and isinstance(values, list)
+                    and values
+                    and all(isinstance(v, str) for v in values)
+                ):
                     yield path, split, values
 
 

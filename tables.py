@@ -1,17 +1,17 @@
 """Text files, whatever their encoding, and the rows of the tables in them: CSV and its kin, JSON.
 
-What the columns mean is `captions`'s to say. A row that cannot be trusted is refused, by its line.
+What the columns mean is `columns`'s to say. A row that cannot be trusted is refused, by its line.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,15 +44,21 @@ def plain_names(names: Iterable[str]) -> list[str]:
 
     Without accents: Légende is legende.
     """
-    seen: Counter[str] = Counter()
-    plain = []
-    for name in names:
-        name = unicodedata.normalize("NFKD", str(name).strip().lower())
-        name = "".join(char for char in name if not unicodedata.combining(char))
-        name = re.sub(r"\W+", "_", name).strip("_")
-        seen[name] += 1
-        plain.append(f"{name}_{seen[name]}" if seen[name] > 1 else name)
+    plain = [_plain_name(str(name)) for name in names]
+    taken, following = set(plain), dict[str, Iterator[int]]()
+    seen: set[str] = set()
+    for index, name in enumerate(plain):
+        if name in seen:
+            numbers = following.setdefault(name, itertools.count(2))
+            plain[index] = next(n for n in (f"{name}_{i}" for i in numbers) if n not in taken)
+        seen.add(name)
     return plain
+
+
+def _plain_name(name: str) -> str:
+    name = unicodedata.normalize("NFKD", name.strip().lower())
+    name = "".join(char for char in name if not unicodedata.combining(char))
+    return re.sub(r"\W+", "_", name).strip("_")
 
 
 def listed(values: Iterable[Any]) -> str:
@@ -116,7 +122,7 @@ def _decoded(content: bytes, path: Path) -> tuple[str, str]:
 def parse_json(text: str) -> tuple[Any, str]:
     """The value of a JSON text, and the reason if it has none."""
     try:
-        return json.loads(text), ""
+        return json.loads(text, parse_constant=lambda _: None), ""  # NaN: what pandas lacks
     except RecursionError:
         return None, "it is nested too deep"
     except ValueError as error:
@@ -193,7 +199,9 @@ def read_delimited(
         columns = plain_names(_fields(header, separator))
         image = image_column(columns)
         if image:
-            table = _Delimited(path, separator, columns, columns.index(image), ", " in header)
+            table = _Delimited(
+                path, separator, columns, columns.index(image), f"{separator} " in header
+            )
             return table.rows(text, first_line)[1:]
     separator = _separator_without_header(path, text)
     return _Delimited(path, separator, ["image", "caption"], 0, False).rows(text, first_line)
@@ -281,7 +289,8 @@ class _Delimited:
     def _swallows_rows(self, fields: list[str]) -> bool:
         """Whether a field that runs over several lines holds what looks like rows."""
         inner = [line for text in fields if "\n" in text for line in text.split("\n")[1:]]
-        has_suffix = bool(IMAGE_SUFFIX.search(fields[self.image].strip())) if inner else False
+        own = fields[self.image] if len(fields) > self.image else ""
+        has_suffix = bool(IMAGE_SUFFIX.search(own.strip()))
         for line in inner:
             parts = [part.strip("\"' ") for part in line.split(self.separator)]
             image = parts[self.image] if len(parts) >= len(self.columns) else ""

@@ -68,7 +68,8 @@ class Settings(cli.BeamSettings):
     encoder_learning_rate: float = option(
         1e-4, "peak for the encoder in stage 2", at_least=0, resume="finetune")
     crop: float = option(
-        0.6, "least area of random crops in stages 2 and 3", at_least=0.05, resume="finetune")
+        0.6, "least area of random crops in stages 2 and 3; 1: neither crops nor mirroring",
+        at_least=0.05, resume="finetune")
 
     scst_epochs: int = option(
         0, "epochs of stage 3", at_least=0, group="self-critical (stage 3)", resume=True)
@@ -422,12 +423,12 @@ def starting_point(
         last = checkpoint.load_last(settings.checkpoints, device, Settings)
         stages = [stage.name for stage in make_stages(settings)]
         begun = stages[: stages.index(last.training["state"]["stage"]) + 1]
-        changed = cli.resumed(settings, given, last.settings, begun)
+        resumed = cli.resumed(settings, given, last.settings, begun)
         if "data" in given and settings.data.is_file():  # it names the captions file itself
-            changed = replace(changed, captions=settings.captions)
+            resumed = replace(resumed, captions=settings.captions)
         # Those of this command: the old run may have been on another machine.
-        changed = replace(changed, checkpoints=settings.checkpoints, device=settings.device)
-        return changed, last, None
+        resumed = replace(resumed, checkpoints=settings.checkpoints, device=settings.device)
+        return resumed, last, None
     if settings.init:
         init = checkpoint.load(settings.init, device)
         return cli.inherited(settings, given, init.settings, settings.init), None, init

@@ -89,6 +89,11 @@ FORMATS = {
     ),
     "names to captions": json.dumps({**WANTED, "c.jpg": [""]}),
     "karpathy": karpathy([*WANTED.items(), ("c.jpg", [""])]),
+    "cells with blanks": 'image; caption\na.jpg; A dog runs .\na.jpg; "One, two ."\nb.jpg; NA\n'
+    "b.jpg; null .\nc.jpg; \n",
+    "names to objects": json.dumps(
+        {n: [{"id": 1, "caption": c} for c in cs] for n, cs in WANTED.items()} | {"c.jpg": [None]}
+    ),
     "coco": coco([*ROWS, ("c.jpg", "")]),
     "coco, indented": coco([("c.jpg", " "), *ROWS], indent=1),
 }
@@ -165,6 +170,20 @@ def test_the_words_of_a_caption_are_joined(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(json.dumps([{"image": "a", "caption": ["a", "red", "ball"]}]))
     assert read_captions(path).of_image == {"a": ["a red ball"]}
+    path.write_text(json.dumps([{"image": "a", "caption": ["一只狗在跑", "两只猫"]}]))
+    assert read_captions(path, "zh").of_image == {"a": ["一只狗在跑", "两只猫"]}  # no blanks in it
+
+
+def test_folder_and_name_in_two_columns(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("filepath,filename,caption\ncats/1.jpg,1.jpg,a cat\ndogs,1.jpg,a dog\n")
+    assert read_captions(path).of_image == {"cats/1.jpg": ["a cat"], "dogs/1.jpg": ["a dog"]}
+
+
+def test_columns_whose_numbers_are_taken(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("image,caption,caption,caption_2\na.jpg,one x,two x,three x\n")
+    assert read_captions(path).of_image == {"a.jpg": ["one x", "two x", "three x"]}
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
@@ -186,6 +205,7 @@ def test_a_list_that_was_written_into_a_cell_is_a_list(tmp_path):
     """As pandas writes lists and arrays: five captions became one, with brackets and quotes."""
     path = tmp_path / "x.csv"
     cells = ["\"['a dog', 'a cat']\"", '"[""a dog"", ""a cat""]"', "\"['a dog'\n 'a cat']\""]
+    cells.append("\"['a dog' 'a cat']\"")
     for cell in cells:
         path.write_text(f"image,captions\na.jpg,{cell}\n")
         assert read_captions(path).of_image == {"a.jpg": ["a dog", "a cat"]}
@@ -195,11 +215,11 @@ def test_a_list_that_was_written_into_a_cell_is_a_list(tmp_path):
 
 def test_rows_of_other_languages_are_left_out(tmp_path):
     path = tmp_path / "x.csv"
-    path.write_text("Bild,Légende,Lang\na.jpg,a dog,en\na.jpg,un chien,fr-FR\n")
+    path.write_text("Bild,Légende,Lang\na.jpg,a dog,en-US\na.jpg,un chien,fr-FR\nb.jpg,x y,\n")
     captions = read_captions(path)
-    assert captions.of_image == {"a.jpg": ["a dog"]}
+    assert captions.of_image == {"a.jpg": ["a dog"], "b.jpg": ["x y"]}
     assert captions.counts == {"row(s) in other languages than en": 1}
-    assert read_captions(path, "fr").of_image == {"a.jpg": ["un chien"]}
+    assert read_captions(path, "fr").of_image == {"a.jpg": ["un chien"], "b.jpg": ["x y"]}
 
 
 def test_columns_that_are_not_read_and_cells_without_text_are_told(tmp_path):
@@ -251,6 +271,22 @@ def test_splits_in_the_file(tmp_path, kind, key):
     )
     wanted = {"a.jpg": "train", "b.jpg": "val", "c.jpg": "test", "d.jpg": "train"}
     assert read_captions(path).split_of == {**wanted, "e.jpg": "val", "f.jpg": "train"}
+
+
+def test_splits_as_keys(tmp_path):
+    """The first of them was read, and the others passed over without a word."""
+    rows = {
+        s: [{"image": f"{s}.jpg", "caption": f"a {s}"}] for s in ("train", "validation", "test")
+    }
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"info": {}, **rows}))
+    captions = read_captions(path)
+    assert captions.of_image == {f"{s}.jpg": [f"a {s}"] for s in rows}
+    assert captions.split_of == {"train.jpg": "train", "validation.jpg": "val", "test.jpg": "test"}
+    images = [{"id": 1, "file_name": "a.jpg", "split": "test"}]
+    notes = [{"image_id": 1, "caption": "x"}]
+    path.write_text(json.dumps({"images": images, "annotations": notes}))
+    assert read_captions(path).split_of == {"a.jpg": "test"}
 
 
 def test_a_split_that_rows_disagree_on_is_refused(tmp_path):
@@ -307,6 +343,10 @@ LATIN = "un garçon".encode("latin-1")
         (b"image,caption\na.jpg,\n", "1 row(s) without a caption"),
         (b"image,caption\na.jpg,one\nb.jpg,one, two\n", "line 3: it has 3 fields, the header 2"),
         (b"image,caption,by\na.jpg,one,me\nb.jpg,one, two\n", "line 3: a separator seems to cut"),
+        (b"image,caption,by\na.jpg,one\nb.jpg,one, two\n", "line 3: a separator seems to cut"),
+        (b'caption,image\n"A\nb"\n', "no column or key for an image"),
+        (b'[{"image": "a", "caption": NaN}]', "1 row(s) without a caption"),
+        (b"Room #3 is cold\n", "in no format known"),
         (b'image,caption\na.jpg,one\nb.jpg,"two\nc.jpg,three\n', "line 3: a quote opens there"),
         (
             b'image,caption\na.jpg,one\nb.jpg,"two\nc.jpg,three\nd.jpg,"four\ne.jpg,"five"\n',

@@ -92,7 +92,7 @@ def test_lists_that_name_nothing_are_told(tmp_path, caplog):
     [
         ("test.csv", "image\n0.jpg\n1.jpg\n"),
         ("ImageSets/Main/test.txt", "0\n1\n"),
-        ("my_splits.json", '{"train": ["2.jpg"], "test": ["0.jpg", "1.jpg"]}'),
+        ("my_splits.json", '{"train": ["2.jpg"], "val": [], "test": ["0.jpg", "1.jpg"]}'),
     ],
 )
 def test_lists_of_other_forms_and_in_folders_below(tmp_path, name, text):
@@ -242,6 +242,12 @@ def test_long_captions_and_a_models_are_warned_of(tmp_path, caplog):
     load_corpus(tmp_path, "own.jsonl").require_for_training(few=1, max_words=20)
     assert "warning: 100 % of the captions are longer than --max-words 20" in caplog.text
     assert "warning: a model wrote the captions of" in caplog.text
+    caplog.clear()
+    (tmp_path / "zh.csv").write_text(
+        f"image,caption\na.jpg,{'狗' * 21}\nb.jpg,{'猫' * 21}\n", "utf-8"
+    )
+    load_corpus(tmp_path, "zh.csv").require_for_training(few=1, max_words=20)
+    assert "warning: 100 % of the captions are longer" in caplog.text
     caplog.clear()
     load_corpus(tmp_path, "captions.token").require_for_training(few=1, max_words=20)
     assert not caplog.text

@@ -160,7 +160,9 @@ def test_texts_beside_the_pictures(tmp_path):
     assert found(corpus)["val"] == [("val/a.jpg", ["a cat in val", "it sits"])]
     assert "captions are the texts beside the pictures" in corpus.describe()
     write(tmp_path, train__a_json='{"caption": "a cat in train", "width": 5}')  # img2dataset's
-    assert found(load_corpus(tmp_path))["train"] == [("train/a.jpg", ["a cat in train", "it sits"])]
+    write(tmp_path, train__a_txt="a cat in train\nit &amp; sits\nit & sits\n")
+    captions = ["a cat in train", "it & sits"]
+    assert found(load_corpus(tmp_path))["train"] == [("train/a.jpg", captions)]
     write(tmp_path, captions_csv="image,caption\ntrain/a.jpg,x\nval/a.jpg,y\n")
     assert "2 text(s) beside a picture passed over" in load_corpus(tmp_path).describe()
 
