@@ -23,7 +23,7 @@ import cli
 import integrity
 from cli import UserError
 from files import WatchedFile, whole_file
-from loader import Vocabulary
+from loader import SPECIAL_TOKENS, Vocabulary
 from model import ImageCaptioningModel
 from resnet import BLOCKS_PER_LAYER
 from search import Search
@@ -384,14 +384,18 @@ def model_card(checkpoint: Checkpoint) -> str:
     options, settings = checkpoint.model.options, checkpoint.settings
     vocabulary = checkpoint.vocabulary
     n_words = sum(vocabulary.counts)
+    vocabulary_size = len(vocabulary) - len(SPECIAL_TOKENS)
+    origin = f"Encoder weights: {settings['encoder_weights']}"
+    if settings.get("init"):
+        origin = f"Started from {settings['init']}"
     scores = "\n".join(
         f"| {name} | {value:.1f} |" for name, value in checkpoint.scores.items() if name != "loss"
     )
     return f"""# Model card: an image captioner
 
-**Model.** {options["encoder"]} + LSTM (Show and Tell, arXiv:1411.4555), {len(vocabulary):,} words
+**Model.** {options["encoder"]} + LSTM (Show and Tell, arXiv:1411.4555), {vocabulary_size:,} words
 ({vocabulary.language}), embedding {options["embedding_size"]}, hidden {options["hidden_size"]},
-{options["num_layers"]} layer(s). Encoder weights: {settings["encoder_weights"]}. Begun
+{options["num_layers"]} layer(s). {origin}. Begun
 {checkpoint.started_at}, {checkpoint.epoch} epoch(s).
 
 **Data.** Trained on the captions of {settings["data"]}: {n_words:,} words, the validation and test

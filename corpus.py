@@ -177,10 +177,15 @@ def load_corpus(folder: Path, captions_name: str = "", *, language: str = "en") 
     named = folder / captions_name if captions_name else folder if folder.is_file() else None
     folder = folder.parent if folder.is_file() else folder
     if not folder.is_dir():
+        source = (
+            "results.csv and the photos. Flickr30k comes from "
+            "https://www.kaggle.com/datasets/hsankesara/flickr-image-dataset (see the README)"
+            if folder.name == "flickr30k_images"
+            else "a captions file and the photos (see docs/data.md)"
+        )
         raise UserError(
-            f"no folder {folder}: it should hold results.csv and the photos. Flickr30k comes from "
-            "https://www.kaggle.com/datasets/hsankesara/flickr-image-dataset (see the README). "
-            "Name another folder with --data, or try --demo, which needs no data."
+            f"no folder {folder}: it should hold {source}. Name another folder with --data, or try "
+            "--demo, which needs no data."
         )
     files = files_below(folder)
     pictures = Pictures(folder, files)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import shutil
 import textwrap
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -60,7 +61,7 @@ def model_lines(
     decoder = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("encoder."))
     encoder = sum(p.numel() for p in model.encoder.parameters()) if is_scratch else 0
     if is_scratch:
-        state = "trained on" if settings["init"] else "trained from scratch"
+        state = "trained further" if settings["init"] else "trained from scratch"
     else:
         state = "frozen in stage 1" if settings["finetune_epochs"] else "frozen"
     if settings["init"]:
@@ -270,6 +271,8 @@ class RunLog:
             examples: the images, N.
             step: of the training, which they are shown with.
         """
+        # A finished run that is resumed writes them again: torch would warn of the old ones.
+        shutil.rmtree(self.folder / f"{step:05}", ignore_errors=True)
         first = len(SPECIAL_TOKENS)
         rows = slice(first, first + PROJECTED_WORDS)
         self.writer.add_embedding(

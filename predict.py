@@ -49,7 +49,9 @@ class Settings(cli.SamplingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.image:
-            raise ValueError("which picture? Give path/to/picture.jpg, or a folder")
+            raise ValueError(
+                "which picture? Give path/to/picture.jpg or a folder, before flags or by --image"
+            )
         if self.output and self.output.suffix not in (".csv", ".jsonl"):
             raise ValueError(f"--output must end in .csv or .jsonl, got {self.output}")
 

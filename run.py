@@ -30,6 +30,8 @@ from search import caption
 
 log = logging.getLogger(__name__)
 
+FEW_STEPS = 50  # of a stage: too few to learn from
+
 
 @dataclass(frozen=True)
 class Run:
@@ -173,6 +175,21 @@ def stages_left(stages: list[Stage], last: Checkpoint | None) -> tuple[list[Stag
     if not stages:
         raise UserError(f"no epochs are left to train from {state.stage} on: give more of them.")
     return stages, state
+
+
+def plan_schedule(state: TrainState, n_steps: int) -> None:
+    """Note how many steps the stage under way has, and say what a user should know of that."""
+    if state.stage_step == 0 and n_steps < FEW_STEPS:
+        log.warning(
+            f"warning: {state.stage} has only {n_steps} steps, in which a model hardly changes: "
+            "give a smaller --batch-size or more epochs."
+        )
+    if state.stage_step and n_steps != state.n_steps:
+        log.info(
+            f"schedule    made anew for {n_steps:,} steps instead of {state.n_steps:,}: the "
+            "learning rate jumps to what it is there at this step"
+        )
+    state.n_steps = n_steps
 
 
 def load_data(settings: Mapping[str, Any], last: Checkpoint | None) -> Corpus:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from captions import SUFFIXES, read_captions, read_sidecar
 from cli import UserError
-from columns import SPLIT_NAMES, WORDS, Captions
+from columns import SPLIT_NAMES, WORDS, Captions, split_of_name
 from files import below, is_file
 from pairing import Pictures
 from pictures import PICTURE_SUFFIXES
@@ -49,7 +49,8 @@ def choose_captions(
         try:
             captions = read_captions(path, language)
         except UnknownFormat as error:
-            unknown.append(error)
+            if not split_of_name(path.stem):  # else a list of a split's images
+                unknown.append(error)
         except UserError as error:  # perhaps not meant as captions
             broken.append(error)
         else:

@@ -126,7 +126,7 @@ from learning import Loss, LossFunction, Meter, Reading, Stage, TrainState
 from loader import Batch, Flickr30k, Plan, batches, plan_batches
 from pictures import augment
 from resnet import ALL_LAYERS, BLOCKS_PER_LAYER
-from run import Run, load_data, make_model, make_vocabulary, stages_left
+from run import Run, load_data, make_model, make_vocabulary, plan_schedule, stages_left
 from selfcritical import SelfCritical
 
 log = logging.getLogger(__name__)
@@ -186,6 +186,9 @@ def train(settings: Settings, given: frozenset[str]) -> None:
     device = cli.device(settings.device)
     settings, last, init = starting_point(settings, given, device)
     started_at = last.started_at if last else datetime.now().strftime(checkpoint.TIME_FORMAT)
+    if settings.checkpoints.is_dir():  # that another run writes there shows before all else
+        with hold(settings.checkpoints):
+            pass
     corpus = load_data(cli.plain(settings), last)
     for folder in (settings.checkpoints, settings.runs):
         folder.mkdir(parents=True, exist_ok=True)
@@ -338,15 +341,10 @@ def prepare_stage(
     )
     # About so many: batches of whole images may be one more or fewer in another epoch.
     n_steps = stage.epochs * len(make_plan(settings, stage, train_set, epoch=0))
-    if state.stage_step and n_steps != state.n_steps:
-        log.info(
-            f"schedule    made anew for {n_steps:,} steps instead of {state.n_steps:,}: the "
-            "learning rate jumps to what it is there at this step"
-        )
-    state.n_steps = n_steps
+    plan_schedule(state, n_steps)
     if optimizer_state:
         restore_optimizer(optimizer, optimizer_state)
-    elif state.total_epochs:  # a run that is killed before the next save resumes in this stage
+    elif state.best_scores:  # a run that is killed before the next save resumes in this stage
         run.save_last(state, optimizer)
     return optimizer
 

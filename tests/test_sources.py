@@ -188,8 +188,11 @@ def test_the_file_at_fault_is_named(tmp_path, caplog):
 def test_looking_for_captions_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match=r"no folder .*here: .*--data.*--demo"):
         load_corpus(tmp_path / "here")
-    with pytest.raises(UserError, match=r"no captions file in .*--data.*--demo"):
+    write(tmp_path, split_test_txt="a.jpg\n")  # as in flickr30k_images before the data is there
+    words = r"no captions file in .*Expected: results.csv .*--data.*--demo"
+    with pytest.raises(UserError, match=words):
         load_corpus(tmp_path)
+    (tmp_path / "split_test.txt").unlink()
     write(tmp_path, captions_txt="file,words\na.jpg,x\n")
     with pytest.raises(UserError, match=r"no captions file .*captions.txt is in no format known"):
         load_corpus(tmp_path)
