@@ -11,6 +11,7 @@ whether files are left behind.
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import signal
 import subprocess
@@ -105,7 +106,9 @@ def main() -> None:
         assert process.returncode == cli.DONE, error.decode()
         seconds = time.perf_counter() - started
         wanted = results(unbroken)
-        for n in range(args.kills):
+        for n in itertools.count():
+            if outcomes["kills"] >= args.kills:
+                break
             folder = Path(name, str(n))
             number, moment = SIGNALS[n % 3], MOMENTS[n // 3 % 3]
             n_kills = 1 if moment == "at random" else rng.randint(1, 5)  # at its next writings
