@@ -40,6 +40,7 @@ CAPTION_STEMS = (
     *("leyenda", "texto"),
 )
 LANGUAGE_KEYS = ("language", "lang", "locale")
+_CELL_ERROR = re.compile(r"#((REF|VALUE|NAME|NUM|NULL|DIV/0|SPILL|CALC)[!?]|N/A)")
 UNSPACED = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]")  # Thai, Japanese, Chinese
 SPLIT_KEYS = ("split", "partition", "subset", "set", "fold")
 _CAPTION_KEY = re.compile(
@@ -115,7 +116,7 @@ def _is_text(caption: str) -> bool:
     """Whether it has a letter or digit, and is no error of a spreadsheet."""
     if caption[:1].isalnum():
         return True
-    return any(map(str.isalnum, caption)) and not re.fullmatch(r"#[A-Z/0]+[!?]?", caption)
+    return any(map(str.isalnum, caption)) and not _CELL_ERROR.fullmatch(caption)
 
 
 def _encodable(text: str) -> str:
