@@ -140,7 +140,7 @@ def test_a_train_state_survives_a_checkpoint():
     state = TrainState(
         "xe",
         *(3, 0, 30, 80, 1, 30, 3),
-        best_scores={"CIDEr": 0.5},
+        best_scores={"CIDEr": 0.5, "loss": 2.5},
         best_epoch="xe 2",
         meter=Meter(seconds=60.0),
     )

@@ -1,3 +1,4 @@
+import logging
 import re
 import resource
 import shlex
@@ -134,7 +135,11 @@ def test_what_is_logged_before_a_checkpoint_is_on_the_disk(tmp_path):
 
 
 @pytest.mark.parametrize("trouble", ["full", "full later", "gone", "a file"])
-def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path, caplog, capfd, trouble):
+def test_a_folder_that_cannot_be_written_costs_one_warning(
+    tmp_path, caplog, capfd, monkeypatch, trouble
+):
+    # Those of scripts that earlier tests ran write to a stderr that is closed by now.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [caplog.handler])
     folder = tmp_path / "runs"
     if trouble == "a file":
         folder.write_text("")
