@@ -152,7 +152,7 @@ def test_a_train_state_survives_a_checkpoint():
     counts = (same.epoch, same.batch, same.stage_step, same.n_steps)
     assert (same.stage, *counts) == ("xe", 3, 1, 31, 80)
     assert (same.epochs_without_improvement, same.step, same.total_epochs) == (1, 31, 3)
-    assert (same.best_scores, same.best_epoch) == ({"CIDEr": 0.5}, "xe 2")
+    assert (same.best_scores, same.best_epoch) == ({"CIDEr": 0.5, "loss": 2.5}, "xe 2")
     reading = same.meter.read()
     assert (reading.total, reading.count, reading.n_words) == (4.0, 2, 5)
     assert 60 <= reading.seconds < 120
