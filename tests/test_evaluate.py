@@ -46,6 +46,18 @@ def test_a_folder_with_only_a_test_split(trained, tmp_path, capsys):
     assert "give --split test" in capsys.readouterr().err
 
 
+def test_a_model_is_never_scored_against_a_models_captions(trained, tmp_path, capsys):
+    """What predict.py had written beside the photos was taken for people's words: CIDEr 1000."""
+    picture = load_corpus(trained.data).splits["val"][0].path
+    row = {"image": picture.name, "rank": 1, "caption": "a cat", "log_prob": -1.0}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/own.jsonl").write_text(json.dumps(row))
+    shutil.copy(picture, tmp_path / "data")
+    flags = ["--data", tmp_path / "data", "--captions", "own.jsonl", "--split", "train"]
+    assert run(trained, tmp_path, *flags) == 2
+    assert "a model wrote the captions of" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
