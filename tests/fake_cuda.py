@@ -389,7 +389,7 @@ def run_all(folder: Path, seen: Seen) -> dict[str, dict[str, float]]:
     import train
     from model import ImageCaptioningModel
 
-    demo.draw(folder / "data", n_scenes=150, size=32)
+    demo.draw(folder / "data", n_scenes=72, size=32)
     encoder = ImageCaptioningModel(10, encoder="resnet18").encoder
     torch.save(encoder.state_dict(), folder / "resnet18.pth")
 
@@ -432,10 +432,11 @@ def run_all(folder: Path, seen: Seen) -> dict[str, dict[str, float]]:
     }
     figures["float16"] = {"lstm": seen.ops["cudnn lstm in float16"]}
 
-    do(train, *flags(checkpoints=folder / "scratch", encoder_weights="none"))
+    xe_only = {"finetune_epochs": 0, "scst_epochs": 0}
+    do(train, *flags(checkpoints=folder / "scratch", encoder_weights="none", **xe_only))
     do(train, "--checkpoints", folder / "run", "--resume", "--scst-epochs", 2)
     best, last = folder / "run" / "best.pt", folder / "run" / "last.pt"
-    do(train, *flags(checkpoints=folder / "init", init=best, finetune_epochs=0, scst_epochs=0))
+    do(train, *flags(checkpoints=folder / "init", init=best, **xe_only))
     seen.clear()
     do(predict, folder / "data", "--checkpoint", best, "--output", folder / "a.jsonl")
     sampled = ("--temperature", 0.8, "--top-p", 0.9, "--output", folder / "b.csv")
