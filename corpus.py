@@ -6,6 +6,7 @@ What was found, chosen, mended and passed over is told before anything is learne
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import random
@@ -229,10 +230,12 @@ def _pair(corpus: Corpus, sources: Sequence[Captions], pictures: Pictures) -> li
         UserError: there are none, or one is in two splits.
     """
     of_path: dict[Path, _Image] = {}
+    mended: dict[str, Path] = {}
     for source in sources:
         hint = _split_of_file(source.path, pictures.folder) if len(sources) > 1 else None
         base = source.path if source.path.is_dir() else source.path.parent
-        found = pictures.find(source.of_image, base, hint)
+        found, loose = pictures.find(source.of_image, base, hint)
+        mended |= loose
         for name, texts in source.of_image.items():
             path = found.get(name)
             if path is None:
@@ -269,11 +272,10 @@ def _pair(corpus: Corpus, sources: Sequence[Captions], pictures: Pictures) -> li
             f"not there, as {corpus.missing[0]}: the others are used. Is {pictures.folder} "
             "complete?"
         )
-    if pictures.mended:
-        name, path = next(iter(pictures.mended.items()))
+    if mended:
+        name, path = next(iter(mended.items()))
         corpus.notes.append(
-            f"{len(pictures.mended):,} image(s) found though named otherwise, as {path.name} for "
-            f"{name}"
+            f"{len(mended):,} image(s) found though named otherwise, as {path.name} for {name}"
         )
     return list(of_path.values())
 
@@ -355,13 +357,15 @@ def _part_copies(corpus: Corpus, copy_of: dict[Path, Path]) -> None:
     held_out: set[Path] = set()
     for split in reversed(SPLITS):
         examples = corpus.splits[split]
-        known = [e for e in examples if copy_of.get(e.path, e.path) in held_out]
-        held_out |= {copy_of.get(e.path, e.path) for e in examples}
+        firsts = [copy_of.get(example.path, example.path) for example in examples]
+        is_known = [first in held_out for first in firsts]
+        held_out.update(firsts)
+        known = list(itertools.compress(examples, is_known))
         if len(known) * 2 < len(examples):
-            corpus.counts[f"{split} image(s) left out: copies of images of another split"] += len(
-                known
-            )
-            corpus.splits[split] = [e for e in examples if e not in known]
+            what = f"{split} image(s) left out: copies of images of another split"
+            corpus.counts[what] += len(known)
+            kept = zip(examples, is_known, strict=True)
+            corpus.splits[split] = [example for example, known_too in kept if not known_too]
         elif known:
             log.warning(
                 f"warning: {len(known):,} of the {len(examples):,} {split} images of {corpus.path} "

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from cli import UserError, progress
 from corpus import Example
-from files import whole_file
+from files import lock, whole_file
 from loader import Pixels
 from model import Encode, ImageCaptioningModel, has_bfloat16
 from pictures import read_pictures
@@ -228,10 +228,10 @@ class _Shards:
         for stem in unlisted | {path.stem for path in self.folder.glob("*.lock")}:
             shard = self.folder / stem
             try:
-                lock = _lock(shard)
+                held = lock(shard.with_suffix(".lock"))
             except OSError:  # it is being written, or this folder is not ours to write to
                 continue
-            with lock, suppress(OSError, TypeError, ValueError):
+            with held, suppress(OSError, TypeError, ValueError):
                 self._clean_shard(shard)
             with suppress(OSError):
                 shard.with_suffix(".lock").unlink()
@@ -272,7 +272,7 @@ class _NewShard:
         self.file: io.FileIO | None = None  # None: there is no room
         try:
             shards.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = _lock(stem)
+            self.lock = lock(stem.with_suffix(".lock"))
             self.file = self.data.open("wb", buffering=0)
         except OSError as error:
             self._give_up(error)
@@ -335,20 +335,6 @@ class _NewShard:
             self.lock.lock.release()
             self.data.with_suffix(".lock").unlink(missing_ok=True)
             self.lock = None
-
-
-def _lock(shard: Path) -> AcquireReturnProxy[FileLock]:
-    """Lock a shard, so that no other run takes it for one whose writer was killed.
-
-    Raises:
-        OSError: another run holds it, or no lock can be made here.
-    """
-    from filelock import FileLock
-
-    try:
-        return FileLock(shard.with_suffix(".lock")).acquire(blocking=False)
-    except NotImplementedError as error:  # of some network drives
-        raise OSError(errno.ENOTSUP, str(error)) from error
 
 
 def _identity(path: Path) -> str:

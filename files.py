@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -63,6 +64,20 @@ class WatchedFile:
             raise
 
 
+def lock(path: Path) -> AcquireReturnProxy[FileLock]:
+    """Hold a lock file, at once or not at all.
+
+    Raises:
+        OSError: another process holds it (``filelock.Timeout``), or no lock can be made here.
+    """
+    from filelock import FileLock
+
+    try:
+        return FileLock(path).acquire(blocking=False)
+    except NotImplementedError as error:  # what filelock raises on drives that know no locks
+        raise OSError(errno.ENOTSUP, str(error)) from error
+
+
 def hold(folder: Path) -> AcquireReturnProxy[FileLock]:
     """Keep a folder of checkpoints to this run: two at once would ruin them for each other.
 
@@ -74,10 +89,10 @@ def hold(folder: Path) -> AcquireReturnProxy[FileLock]:
     Raises:
         UserError: another run holds it.
     """
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     try:
-        held = FileLock(folder / "running.lock").acquire(blocking=False)
+        held = lock(folder / "running.lock")
     except Timeout:
         raise UserError(
             f"another run writes to {folder}: wait for it, or name another folder with "

@@ -106,20 +106,17 @@ def _telling(folders: Parts) -> Parts:
 
 
 class Pictures:
-    """The files of a folder, most of them pictures, found by what captions files call them.
-
-    Attributes:
-        mended: names that fit a picture, though not to the letter → the picture.
-    """
+    """The files of a folder, most of them pictures, found by what captions files call them."""
 
     def __init__(self, folder: Path, files: Sequence[Path]) -> None:
         """Index the files below the folder."""
         self.folder = folder
         self._of = {below(path, folder): path for path in files}
         self._finder = Finder(self._of)
-        self.mended: dict[str, Path] = {}
 
-    def find(self, names: Iterable[str], base: Path, split: str | None) -> dict[str, Path]:
+    def find(
+        self, names: Iterable[str], base: Path, split: str | None
+    ) -> tuple[dict[str, Path], dict[str, Path]]:
         """Map names to pictures, for those that are there.
 
         Args:
@@ -127,6 +124,9 @@ class Pictures:
             base: the captions file's folder.
             split: that the file is about, if it says so: of pictures with the same name those in
                 a folder of this split are meant.
+
+        Returns:
+            All that were found, and of these the ones that fit a picture, but not to the letter.
 
         Raises:
             UserError: several different pictures fit a name equally well.
@@ -154,8 +154,7 @@ class Pictures:
                 claims[path].add(name.rpartition("/")[0] if is_url else "/".join(_parts(name)[:-1]))
         # A picture that names in two folders lay claim to is neither's for sure.
         agreed = {name: path for name, path in loose.items() if len(claims[path]) == 1}
-        self.mended |= agreed
-        return found | agreed
+        return found | agreed, agreed
 
     def nearest(self, name: str) -> str | None:
         """The picture whose path is most like a name, for a message; None if there are none."""

@@ -90,7 +90,8 @@ def choose_captions(
 
 def _candidates(folder: Path, files: Sequence[Path]) -> tuple[dict[Path, Path], list[Path]]:
     """The texts that lie beside a picture of the same name, and the other files to look into."""
-    texts = [path for path in files if path.suffix.lower() in {*SUFFIXES, *SIDECARS}]
+    suffixes = {*SUFFIXES, *SIDECARS}
+    texts = [path for path in files if path.suffix.lower() in suffixes]
     pictures = {}
     for path in files if texts else ():
         stem, suffix = os.path.splitext(path)  # noqa: PTH122 - Path takes ten times as long
@@ -158,9 +159,10 @@ def _choose_family(
 def _has_pictures(family: list[Captions], pictures: Pictures) -> bool:
     for captions in family:
         try:
-            if pictures.find(list(captions.of_image)[:100], captions.path.parent, None):
-                return True
+            found, _ = pictures.find(list(captions.of_image)[:100], captions.path.parent, None)
         except UserError:  # more than enough
+            return True
+        if found:
             return True
     return False
 

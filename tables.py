@@ -11,8 +11,9 @@ import itertools
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,19 @@ class Row:
 
 def plain_keys(values: dict[str, Any]) -> dict[str, Any]:
     """The values by keys in lower case with _ between words: ``"File Name"`` → ``file_name``."""
-    return dict(zip(plain_names(values), values.values(), strict=True))
+    return dict(zip(_plain_names(tuple(values)), values.values(), strict=True))
 
 
-def plain_names(names: Iterable[str]) -> list[str]:
+def plain_names(names: Iterable[str]) -> tuple[str, ...]:
     """The names in lower case with _ between words; caption, caption → caption, caption_2.
 
     Without accents: Légende is legende.
     """
+    return _plain_names(tuple(names))
+
+
+@lru_cache  # the rows of a table have the same names
+def _plain_names(names: tuple[str, ...]) -> tuple[str, ...]:
     plain = [_plain_name(str(name)) for name in names]
     taken, following = set(plain), dict[str, Iterator[int]]()
     seen: set[str] = set()
@@ -52,7 +58,7 @@ def plain_names(names: Iterable[str]) -> list[str]:
             numbers = following.setdefault(name, itertools.count(2))
             plain[index] = next(n for n in (f"{name}_{i}" for i in numbers) if n not in taken)
         seen.add(name)
-    return plain
+    return tuple(plain)
 
 
 def _plain_name(name: str) -> str:
@@ -173,7 +179,7 @@ def _without_numpy(value: Any) -> Any:
 
 
 def read_delimited(
-    path: Path, text: str, image_column: Callable[[list[str]], str | None]
+    path: Path, text: str, image_column: Callable[[Sequence[str]], str | None]
 ) -> list[Row]:
     """The rows of a table with separators, whose header tells which one.
 
@@ -233,7 +239,7 @@ class _Delimited:
 
     path: Path
     separator: str
-    columns: list[str]
+    columns: Sequence[str]
     image: int  # which of the columns
     has_blanks: bool  # after the separators
 
@@ -289,6 +295,8 @@ class _Delimited:
     def _swallows_rows(self, fields: list[str]) -> bool:
         """Whether a field that runs over several lines holds what looks like rows."""
         inner = [line for text in fields if "\n" in text for line in text.split("\n")[1:]]
+        if not inner:
+            return False
         own = fields[self.image] if len(fields) > self.image else ""
         has_suffix = bool(IMAGE_SUFFIX.search(own.strip()))
         for line in inner:
