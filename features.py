@@ -33,7 +33,7 @@ from corpus import Example
 from files import lock, whole_file
 from loader import Pixels
 from model import Encode, ImageCaptioningModel, has_bfloat16
-from pictures import read_pictures
+from pictures import Source, read_pictures
 
 if TYPE_CHECKING:
     from filelock import AcquireReturnProxy, FileLock
@@ -157,14 +157,15 @@ def _compute(
     cache = shards.folder.parent
     log.info(f"pictures    {len(missing):,} to read and encode, once: they are kept in {cache}")
     with _explained_if_stopped(cache), closing(_NewShard(shards)) as shard, torch.inference_mode():
-        pictures = read_pictures(missing, image_size)
+        pictures = read_pictures(map(Source, missing), image_size)
         shown = iter(
             progress(pictures, about="reading pictures", unit="picture", total=len(missing))
         )
-        while batch := dict(islice(shown, BATCH_SIZE)):
-            readable = {path: p for path, p in batch.items() if isinstance(p, Tensor)}
-            for path in (path for path in batch if path not in readable):
-                log.warning(f"warning: left out: {batch[path]}")
+        while batch := list(islice(shown, BATCH_SIZE)):
+            readable = {s.path: picture for s, picture in batch if isinstance(picture, Tensor)}
+            for _, picture in batch:
+                if not isinstance(picture, Tensor):
+                    log.warning(f"warning: left out: {picture}")
             if readable:
                 rows = compute(torch.stack(list(readable.values())))
                 shard.append([missing[path] for path in readable], rows.numpy())

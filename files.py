@@ -23,17 +23,19 @@ PART = re.compile(r"\..+\.(\d+)\.part")  # a hidden name, with the process that 
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, *, flush: bool = True) -> Iterator[Path]:
     """A file that appears whole or not at all: write to the path given, it is renamed at the end.
 
-    The folder is made if there is none.
+    The folder is made if there is none. ``flush`` waits for the disk, which takes milliseconds: a
+    power cut cannot leave an empty file then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
-        with part.open("r+b") as file:  # Windows flushes only what may be written to
-            os.fsync(file.fileno())
+        if flush:
+            with part.open("r+b") as file:  # Windows flushes only what may be written to
+                os.fsync(file.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -136,7 +138,7 @@ def is_file(path: Path) -> bool:
 
 
 def below(path: Path, folder: Path) -> str:
-    """The path from a folder to a file that `files_below` found in it, with ``/``."""
+    """The path from a folder to a file that was found in it, with ``/``."""
     return os.fspath(path).removeprefix(f"{folder}{os.sep}").replace(os.sep, "/")
 
 
@@ -147,28 +149,56 @@ def files_below(folder: Path) -> list[Path]:
     link may lead back to it.
     """
     found: list[Path] = []
-    top = folder.stat()
-    visited = {(top.st_dev, top.st_ino)}
-    level = [folder]
+    visited: set[tuple[int, int]] = set()
+    level = [folder] if _is_new(folder, visited) else []
     while level:
-        entries = []
-        for parent in level:
-            try:
-                entries += sorted(os.scandir(parent), key=lambda entry: entry.name)
-            except OSError as error:
-                log.warning(f"warning: {parent} cannot be read: {error.strerror or error}.")
+        entries = [entry for parent in level for entry in _entries(parent)]
         level = []
         for entry in entries:
-            if entry.name.startswith(".") or entry.name.lower() in THUMBNAILS:
-                continue
-            try:
+            with suppress(OSError):  # a link to itself
                 if entry.is_file():
                     found.append(Path(entry.path))
-                elif entry.is_dir():
-                    stat = entry.stat()
-                    if (stat.st_dev, stat.st_ino) not in visited:
-                        visited.add((stat.st_dev, stat.st_ino))
-                        level.append(Path(entry.path))
-            except OSError:  # a link to itself
-                continue
+                elif entry.is_dir() and _is_new(entry, visited):
+                    level.append(Path(entry.path))
     return found
+
+
+def walk(folder: Path) -> Iterator[str]:
+    """The paths of `files_below`, in order of their names at every level, as they are found.
+
+    Each folder is read when its turn comes: the first path does not wait for the last.
+    """
+    visited: set[tuple[int, int]] = set()
+    left = [_entries(folder)] if _is_new(folder, visited) else []
+    while left:
+        entry = next(left[-1], None)
+        if entry is None:
+            left.pop()
+            continue
+        with suppress(OSError):  # a link to itself
+            if entry.is_file():
+                yield entry.path
+            elif entry.is_dir() and _is_new(entry, visited):
+                left.append(_entries(entry))
+
+
+def _entries(folder: os.DirEntry[str] | Path) -> Iterator[os.DirEntry[str]]:
+    """What is in a folder, in order of names, but for hidden things."""
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        log.warning(f"warning: {os.fspath(folder)} cannot be read: {error.strerror or error}.")
+        return
+    for entry in entries:
+        if not entry.name.startswith(".") and entry.name.lower() not in THUMBNAILS:
+            yield entry
+
+
+def _is_new(folder: os.DirEntry[str] | Path, visited: set[tuple[int, int]]) -> bool:
+    """Whether a folder has not been visited; now it has."""
+    stat = os.stat(folder)  # noqa: PTH116 - of a DirEntry, on Windows, it has no inode otherwise
+    key = (stat.st_dev, stat.st_ino)
+    is_new = key not in visited
+    visited.add(key)
+    return is_new

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import math
 import os
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
@@ -28,21 +29,25 @@ from cli import UserError
 
 # Tried in this order, TGA last: it has no signature. None starts a program, as PostScript does.
 FORMATS = "JPEG PNG GIF WEBP AVIF BMP DIB TIFF JPEG2000 PPM ICO TGA".split()  # noqa: SIM905
+HEIC_SUFFIXES = {".heic", ".heif", ".hif"}
+HEIC_PACKAGE = "pillow_heif"  # `pip install pillow-heif`
 PICTURE_SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".webp", ".avif", ".ico"),
     *(".tif", ".tiff", ".jp2", ".j2k", ".jpx", ".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm"),
     ".tga",
+    *(HEIC_SUFFIXES if importlib.util.find_spec(HEIC_PACKAGE) else ()),
 }
+HEIC = re.compile(rb"(?s)....ftyp(hei|hev|mif1|msf1)")
 OTHER_FILES = {  # how they begin → what they are
     rb"\Z": "but an empty file",
     rb"version https://git-lfs": "but a Git LFS pointer: fetch the pictures with git lfs pull",
     rb"\s*(<!--.*-->\s*)?<(!doctype html|html|head|body)": "but a web page: download it again",
     rb"\s*(<\?xml.*)?(<!.*)?<svg": "but an SVG drawing: convert it to PNG",
-    rb"....ftyp(hei|hev|mif1|msf1)": "in a format that can be read but HEIC: convert it to JPEG",
+    HEIC.pattern: "that can be read without help, but HEIC: pip install pillow-heif",
 }
 LARGEST, LONGEST = 2 * 10**9, 10**6  # bytes of memory for a picture, about; pixels of a side
 Image.MAX_IMAGE_PIXELS = LARGEST // 2  # Pillow warns above it, and refuses twice as many
-COPIES = {"WEBP": 4, "AVIF": 4, "JPEG2000": 5, "TIFF": 2}  # of an image while it is decoded
+COPIES = {"WEBP": 4, "AVIF": 4, "HEIF": 4, "JPEG2000": 5, "TIFF": 2}  # while it is decoded
 SHRUNK, STRIP = 2**24, 2**22  # pixels from which on blocks are averaged; converted at a time
 _one_large = threading.Lock()
 LARGEST_RATIO = 1.25  # width to height of a crop, or height to width
@@ -51,26 +56,43 @@ LARGEST_RATIO = 1.25  # width to height of a crop, or height to width
 # ---------------------------------------------------------------------------------- reading
 
 
+class Source(NamedTuple):
+    """A picture to read: a file, or a member of an archive.
+
+    Attributes:
+        path: its file; of a member the archive's path and, as if it were a folder, its name there.
+        place: where a file about it goes in a folder of such files, relative.
+        content: of a member its bytes, or the reason why there are none; None of a file.
+    """
+
+    path: Path
+    place: Path = Path()
+    content: bytes | UserError | None = None
+
+
 class _Refusal(Exception):
     """Why a picture is not read, as the rest of a sentence that begins with its name."""
 
 
-def read_image(source: str | Path | IO[bytes], *, size: int | None = None) -> Image.Image:
+def read_image(source: str | Path | Source | IO[bytes], *, size: int | None = None) -> Image.Image:
     """Open a picture as viewers show it: upright, RGB, over white, its first frame.
 
     The pixels count: side data that cannot be read (EXIF, profiles, texts) is passed over.
 
     Args:
-        source: a path or an open binary file.
+        source: a path, an open binary file, or a ``Source``.
         size: what it will be resized to; if it is large, it comes at no less than twice that.
 
     Raises:
         UserError: no regular file, not a picture, damaged, or too large; its message is one line.
     """
-    name = one_line(str(source)) if isinstance(source, str | os.PathLike) else "the picture"
+    path = source.path if isinstance(source, Source) else source
+    name = one_line(str(path)) if isinstance(path, str | os.PathLike) else "the picture"
     try:
         with _opened(source) as file:
             return _read(file, size)
+    except UserError:  # the source's own
+        raise
     except FileNotFoundError:
         raise UserError(f"{name}: no such file.") from None
     except Image.DecompressionBombError as error:
@@ -90,8 +112,12 @@ def one_line(name: str) -> str:
     return re.sub(special, lambda found: found[0].encode("unicode_escape").decode(), name)
 
 
-def _opened(source: str | Path | IO[bytes]) -> AbstractContextManager[IO[bytes]]:
+def _opened(source: str | Path | Source | IO[bytes]) -> AbstractContextManager[IO[bytes]]:
     """Open a regular file, and no other: a pipe may hang, a device never end."""
+    if isinstance(source, Source):
+        if isinstance(source.content, UserError):
+            raise source.content
+        return _opened(source.path if source.content is None else io.BytesIO(source.content))
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -134,13 +160,7 @@ def _bare_png(file: IO[bytes], side_data: tuple[bytes, ...]) -> IO[bytes]:
 
 def _decode(file: IO[bytes], size: int | None) -> Image.Image:
     """Decode and convert within the memory allowed, to an RGB image and its array of 7 bytes."""
-    try:
-        image = Image.open(file, formats=FORMATS)
-    except UnidentifiedImageError:
-        file.seek(0)
-        head = file.read(512)
-        kinds = (kind for start, kind in OTHER_FILES.items() if re.match(start, head, re.S | re.I))
-        raise _Refusal(f"is not a picture {next(kinds, 'in a format that can be read')}") from None
+    image = _identified(file)
     memory = 2 * math.prod(image.size) * getattr(image, "layers", 0)  # JPEG's, at any scale
     side = 2 * (size or max(image.size))
     image.draft(None, (side, side))
@@ -157,6 +177,25 @@ def _decode(file: IO[bytes], size: int | None) -> Image.Image:
         rgb.getexif()[ExifTags.Base.Orientation] = image.getexif()[ExifTags.Base.Orientation]
     ImageOps.exif_transpose(rgb, in_place=True)
     return rgb
+
+
+def _identified(file: IO[bytes]) -> Image.Image:
+    """The image of a file, not decoded yet."""
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        file.seek(0)
+        head = file.read(512)
+    if HEIC.match(head) and importlib.util.find_spec(HEIC_PACKAGE):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        try:
+            return Image.open(file, formats=["HEIF"])
+        except UnidentifiedImageError:
+            raise _Refusal("is not a picture but damaged HEIC") from None
+    kinds = (kind for start, kind in OTHER_FILES.items() if re.match(start, head, re.S | re.I))
+    raise _Refusal(f"is not a picture {next(kinds, 'in a format that can be read')}")
 
 
 def _to_rgb(image: Image.Image, shrink: int) -> Image.Image:
@@ -209,33 +248,33 @@ def _to_8_bits(image: Image.Image, black: float, white: float) -> Image.Image:
 
 
 def read_pictures(
-    paths: Iterable[Path], size: int, *, ahead: int = 64
-) -> Iterator[tuple[Path, Tensor | UserError]]:
+    sources: Iterable[Source], size: int, *, ahead: int = 64
+) -> Iterator[tuple[Source, Tensor | UserError]]:
     """Read and transform pictures in threads, in order.
 
     Args:
-        paths: the files, taken from the iterable only as they are needed.
+        sources: taken from the iterable only as they are needed.
         size: S, of the tensors.
         ahead: pictures read before they are asked for: two batches or more, so that reading goes
             on while the model computes.
 
     Yields:
-        Each path with its picture as ``transform`` returns it, or the reason why it cannot be
+        Each source with its picture as ``transform`` returns it, or the reason why it cannot be
         read.
     """
 
-    def read(path: Path) -> tuple[Path, Tensor | UserError]:
+    def read(source: Source) -> tuple[Source, Tensor | UserError]:
         try:
-            return path, transform(read_image(path, size=size), size)
+            return source, transform(read_image(source, size=size), size)
         except UserError as error:
-            return path, error
+            return source, error
 
     # Pillow decodes without holding Python's lock.
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        pending: deque[Future[tuple[Path, Tensor | UserError]]] = deque()
+        pending: deque[Future[tuple[Source, Tensor | UserError]]] = deque()
         try:
-            for path in paths:
-                pending.append(pool.submit(read, path))
+            for source in sources:
+                pending.append(pool.submit(read, source))
                 if len(pending) > ahead:
                     yield pending.popleft().result()
             while pending:

@@ -24,7 +24,7 @@ import resnet
 from cli import UserError
 from corpus import load_corpus
 from model import PIXEL_MEAN, PIXEL_STD, Encode, ImageCaptioningModel, has_bfloat16
-from pictures import read_pictures
+from pictures import Source, read_pictures
 from search import caption
 
 
@@ -66,7 +66,7 @@ def imitated(model: ImageCaptioningModel) -> Encode:
 def read(paths: list[Path], size: int) -> Tensor:
     """(N, 3, S, S) uint8; a picture that cannot be read is an error."""
     pixels = []
-    for _, picture in read_pictures(paths, size):
+    for _, picture in read_pictures(map(Source, paths), size):
         if isinstance(picture, UserError):
             raise picture
         pixels.append(picture)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import ExifTags, Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pictures
 from cli import UserError
-from pictures import augment, read_image, read_pictures, transform
+from pictures import Source, augment, read_image, read_pictures, transform
 
 # ------------------------------------------------------------------------------- pictures
 
@@ -98,12 +98,13 @@ def test_unreadable_pictures_are_named(tmp_path, monkeypatch):
         read_image(tmp_path / "whole.jpg")
 
 
-def test_what_a_name_promises_and_a_file_is_not_is_told(tmp_path):
+def test_what_a_name_promises_and_a_file_is_not_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "HEIC_PACKAGE", "no_such_package")
     contents = {
         "an empty file": b"",
         "a web page": b"\n<!DOCTYPE html>\n<html><body>404</body></html>",
         "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
-        "HEIC: convert it": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+        "HEIC: pip install": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
         "an SVG drawing": b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>',
     }
     for words, content in contents.items():
@@ -377,16 +378,31 @@ def test_read_pictures_keeps_order_and_hands_back_errors(tmp_path):
     paths[3].unlink()
     paths[70].write_text("not a picture")
     asked = []
-    found = read_pictures((asked.append(path) or path for path in paths), 8)
+    found = read_pictures((asked.append(path) or Source(path) for path in paths), 8)
     first = next(found)
     assert 1 < len(asked) < 100  # some are read ahead; all of them would fill the memory
     found = [first, *found]
-    assert [path for path, _ in found] == paths
+    assert [source.path for source, _ in found] == paths
     errors = {i: str(picture) for i, (_, picture) in enumerate(found) if i in (3, 70)}
     assert str(paths[3]) in errors[3]
     assert str(paths[70]) in errors[70]
     red = [int(p[0].unique()) for _, p in found if not isinstance(p, UserError)]
     assert red == [i for i in range(100) if i not in errors]
+
+
+def test_heic_is_upright_and_survives_damage(tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    image = Image.new("RGB", (64, 32), "red")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    heif.from_pillow(image).save(tmp_path / "a.heic", exif=exif.tobytes())
+    read = read_image(tmp_path / "a.heic")
+    assert read.size == (32, 64)
+    assert read.getpixel((5, 5))[0] > 200
+    data = (tmp_path / "a.heic").read_bytes()
+    for cut in (len(data) - 30, len(data) // 2, 100, 30):
+        with pytest.raises(UserError):
+            read_image(io.BytesIO(data[:cut]))
 
 
 # ----------------------------------------------------------------------------- augmentation
