@@ -47,11 +47,13 @@ class Hypothesis:
     Attributes:
         tokens: ids of its words, without ``<start>`` and ``<end>``.
         log_prob: log-probability of the whole caption in nats, ``<end>`` included if it ended.
+        log_prob_per_word: the same divided by the number of tokens, ``<end>`` one of them.
         score: what hypotheses are ranked by: ``log_prob`` divided by length^length_penalty.
     """
 
     tokens: list[int]
     log_prob: float
+    log_prob_per_word: float
     score: float
 
 
@@ -155,8 +157,7 @@ def _beam_search(
     order = torch.cat([image_index for image_index, _ in done]).argsort()
     fields = zip(*(finished for _, finished in done), strict=True)  # of Beams, each in parts
     beams = Beams(*map(torch.cat, fields)).select(order)
-    score = beams.log_prob / beams.length**search.length_penalty
-    return _hypotheses(beams.tokens, beams.log_prob, score)
+    return _hypotheses(beams.tokens, beams.log_prob, beams.length, search)
 
 
 def _extend(
@@ -197,8 +198,7 @@ def _sampled(
     tokens, log_prob = sample(models, states, search)
     shape = (len(states[0].image), search.beam_size)
     length = (tokens != PAD).sum(dim=1)
-    scores = log_prob / length**search.length_penalty
-    return _hypotheses(tokens.view(*shape, -1), log_prob.view(shape), scores.view(shape))
+    return _hypotheses(tokens.view(*shape, -1), log_prob.view(shape), length.view(shape), search)
 
 
 @torch.no_grad()
@@ -329,13 +329,17 @@ def _repeating(tokens: Tensor, n: int) -> Tensor:
     return torch.where((ngrams[..., :-1] == tail).all(dim=-1), ngrams[..., -1], PAD)
 
 
-def _hypotheses(tokens: Tensor, log_prob: Tensor, score: Tensor) -> list[list[Hypothesis]]:
+def _hypotheses(
+    tokens: Tensor, log_prob: Tensor, length: Tensor, search: Search
+) -> list[list[Hypothesis]]:
     """(N, K, T), (N, K), (N, K) → each image's hypotheses, best first; dead beams are left out."""
+    score = log_prob / length**search.length_penalty
+    parts = (part.tolist() for part in (tokens, log_prob, log_prob / length, score))
     found = []
-    for image in zip(tokens.tolist(), log_prob.tolist(), score.tolist(), strict=True):
+    for image in zip(*parts, strict=True):
         alive = [
-            Hypothesis([id_ for id_ in ids if id_ not in (PAD, END)], nats, ranked_by)
-            for ids, nats, ranked_by in zip(*image, strict=True)
+            Hypothesis([id_ for id_ in ids if id_ not in (PAD, END)], nats, per_word, ranked_by)
+            for ids, nats, per_word, ranked_by in zip(*image, strict=True)
             if nats > -torch.inf
         ]
         found.append(sorted(alive, key=lambda hypothesis: hypothesis.score, reverse=True))

@@ -158,7 +158,7 @@ def test_copied_captions_are_counted(trained, tmp_path, capsys, monkeypatch):
     copied = corpus.splits["train"][0].captions[0]
     best = checkpoint.load(trained.checkpoints / "best.pt", torch.device("cpu"))
     ids = best.vocabulary.encode(copied)[1:-1]
-    hypothesis = evaluate.Hypothesis(ids, -1.0, -1.0)
+    hypothesis = evaluate.Hypothesis(ids, -1.0, -1.0, -1.0)
     monkeypatch.setattr(evaluate, "caption", lambda *_: [[hypothesis]] * 3)
     assert run(trained, tmp_path) == 0
     found = last_line(capsys)
