@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 import cli
 import integrity
 from cli import UserError
+from familiarity import UNFAMILIAR, Familiarity
 from files import WatchedFile, whole_file
 from loader import SPECIAL_TOKENS, Vocabulary
 from model import ImageCaptioningModel
@@ -54,6 +55,8 @@ class Checkpoint:
         scores: validation scores of the best epoch so far, by name.
         started_at: when the run began, as ``2026-01-31_18-30-00``.
         training: what it takes to resume the run; empty in ``best.pt``.
+        familiarity: tells pictures unlike those trained on; only in the ``best.pt`` of a run that
+            is done, and not if there were too few photos.
     """
 
     model: ImageCaptioningModel
@@ -63,6 +66,7 @@ class Checkpoint:
     scores: dict[str, float]
     started_at: str
     training: dict[str, Any] = field(default_factory=dict)
+    familiarity: Familiarity | None = None
 
     @property
     def image_size(self) -> int:
@@ -120,6 +124,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "started_at": checkpoint.started_at,
         "training": checkpoint.training,
     }
+    if checkpoint.familiarity:
+        content["familiarity"] = checkpoint.familiarity.plain()
     try:
         with whole_file(path) as part:
             _write(part, content)
@@ -169,6 +175,9 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
         model = _build(content, path.stat().st_size)
         if not model.is_finite():
             raise ValueError("not all of its weights are finite numbers")
+        familiarity = content.get("familiarity")
+        if familiarity is not None:
+            integrity.check_familiarity(familiarity, model.feature_size, path.stat().st_size)
     model.to(device)  # its constants too
     model.lstm.flatten_parameters()  # else cuDNN packs the weights anew at every token
     return Checkpoint(
@@ -179,6 +188,7 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
         scores=content["scores"],
         started_at=content["started_at"],
         training=content["training"],
+        familiarity=Familiarity.of(familiarity).to(device) if familiarity else None,
     )
 
 
@@ -391,6 +401,9 @@ def model_card(checkpoint: Checkpoint) -> str:
     scores = "\n".join(
         f"| {name} | {value:.1f} |" for name, value in checkpoint.scores.items() if name != "loss"
     )
+    unfamiliar = "as if it were familiar."
+    if checkpoint.familiarity:
+        unfamiliar = f"but most of those have a\nfamiliarity below {UNFAMILIAR:g}."
     return f"""# Model card: an image captioner
 
 **Model.** {options["encoder"]} + LSTM (Show and Tell, arXiv:1411.4555), {vocabulary_size:,} words
@@ -406,8 +419,8 @@ collection, teaching and research.
 
 **Not for.** Decisions about people, safety, or anything that no person checks. It names what such
 photos mostly show: it guesses sex, age and clothing from appearance, with the biases of its data,
-and describes any picture, an unfamiliar one too, as if it were familiar. It reads no text, counts
-badly and confuses colours.
+and describes any picture, an unfamiliar one too, {unfamiliar}
+It reads no text, counts badly and confuses colours.
 
 **Scores.** On the validation images, which also chose the best epoch; beam
 {settings["beam_size"]}, x 100:

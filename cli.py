@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound="DataclassInstance")
 T = TypeVar("T")
 
-VERSION = "0.3.0"
+VERSION = "0.4.0"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DONE, SOME_FAILED, FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 PROGRESS_EVERY = 30.0  # seconds, where stderr is no terminal
@@ -228,6 +228,8 @@ def parse(settings_class: type[S], argv: Sequence[str] | None = None) -> tuple[S
         The settings, and the names of the fields that were given as flags.
     """
     parser = _parser(settings_class)
+    short = getattr(settings_class, "SHORT", {})  # as argparse's own, -0 would make a flag of -1
+    argv = [short.get(argument, argument) for argument in (sys.argv[1:] if argv is None else argv)]
     namespace, unknown = parser.parse_known_intermixed_args(argv)  # a.jpg --quiet b.jpg
     if unknown:
         parser.error(_unknown_argument(unknown[0], parser._option_string_actions))

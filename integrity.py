@@ -9,6 +9,7 @@ size.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import re
 import typing
@@ -70,6 +71,13 @@ def _check_records(path: Path) -> None:
         require(n_bytes <= path.stat().st_size, "it claims to hold more than it does")
         bad = file.testzip()
     require(bad is None, "its checksum is wrong: bits of it have changed since it was written")
+
+
+def fingerprint(path: Path) -> str:
+    """A short hash of what is in a file of `torch.save`: a copy of the file has the same."""
+    with zipfile.ZipFile(path) as file:  # its records are in a folder called as the file was
+        records = [(r.filename.partition("/")[2], r.CRC, r.file_size) for r in file.infolist()]
+    return hashlib.sha256(repr(records).encode()).hexdigest()[:16]
 
 
 def check_tensors(tensors: Iterable[object], n_bytes: int) -> None:
@@ -137,6 +145,35 @@ def check_state(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
         )
         if name.endswith("running_var"):  # a constant feature has none, its square root exists
             require(bool((tensor >= 0).all()), f"its variances {name} are not all numbers above 0")
+
+
+def check_familiarity(parts: Any, feature_size: int, n_bytes: int) -> None:
+    """Check the tensors of a ``familiarity.Familiarity``, in a file of so many bytes."""
+    require(
+        isinstance(parts, dict)
+        and parts.keys() == {"mean", "deviation", "directions", "residuals"},
+        "its familiarity lacks parts, or has others",
+    )
+    check_tensors(parts.values(), n_bytes)
+    require(
+        all(tensor.dtype == torch.float32 for tensor in parts.values())
+        and parts["mean"].shape == parts["deviation"].shape == (feature_size,)
+        and parts["directions"].dim() == 2
+        and parts["directions"].shape[1] == feature_size >= len(parts["directions"]) > 0
+        and parts["residuals"].dim() == 1
+        and len(parts["residuals"]) > 0,
+        "the tensors of its familiarity are of other sizes or types than its encoder's features",
+    )
+    directions, residuals = parts["directions"], parts["residuals"]
+    apart = directions @ directions.T - torch.eye(len(directions))
+    require(
+        all(bool(tensor.isfinite().all()) for tensor in parts.values())
+        and bool((parts["deviation"] > 0).all())
+        and bool(apart.abs().max() < 1e-3)  # orthonormal
+        and bool(residuals[0] >= 0)
+        and bool((residuals.diff() >= 0).all()),
+        "the numbers in its familiarity are none that training makes",
+    )
 
 
 # ---------------------------------------------------------------------------- plain values

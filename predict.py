@@ -6,7 +6,7 @@ a checkpoint and nothing else: no data set, no spaCy, no download.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,15 +20,20 @@ class Settings(cli.SamplingSettings):
 
     EXAMPLES: ClassVar = (
         "python predict.py photo.jpg --n-best 5",
-        "python predict.py --image holiday/ --output captions.csv",
+        "python predict.py holiday/ --output captions.csv",
+        "python predict.py holiday/ --sidecar txt",
     )
 
-    image: tuple[Path, ...] = option(
+    SHORT: ClassVar = {"-0": "--null"}
+
+    image: tuple[str, ...] = option(
         (),
-        r"pictures, or folders of them (also nested); a tab in a name is printed as \t",
+        "pictures, folders (also nested), .tar shards; @list.txt, or - for standard input: a name "
+        "a line",
         group="pictures",
         positional=True,
     )
+    null: bool = option(False, r"or -0: names in lists end with \0, as from find -print0")
     checkpoint: tuple[Path, ...] = option(
         (Path("checkpoints/best.pt"),), "the trained model, or an ensemble", group="model"
     )
@@ -41,8 +46,25 @@ class Settings(cli.SamplingSettings):
         group="captions",
     )
     sentence: bool = option(False, "write captions with a capital and a full stop")
-    output: Path | None = option(None, "write to this .csv or .jsonl file, not to the terminal")
+    output: Path | None = option(
+        None, "write to this .csv, .jsonl, .html or .parquet file, not to the terminal"
+    )
+    csv_separator: str = option(
+        ",", "of --output .csv; ; for spreadsheets with decimal commas", choices=(",", ";", "tab")
+    )
+    resume: bool = option(False, "go on with --output, if it was begun before")
     overwrite: bool = option(False, "replace the output file if it exists")
+    sidecar: str = option(
+        "", "write a file beside each picture: txt, caption, xmp", group="sidecars"
+    )
+    existing: str = option(
+        "keep",
+        "what to do with captions in sidecars",
+        choices=("keep", "overwrite", "append", "prepend"),
+    )
+    prefix: str = option("", "text before each caption of a sidecar")
+    suffix: str = option("", "text after it")
+    sidecar_folder: Path | None = option(None, "where sidecars go, if not beside the pictures")
     quiet: bool = option(False, "no progress and notes, only results and errors", group="run")
     debug: bool = option(False, "show where an error comes from")
 
@@ -52,47 +74,34 @@ class Settings(cli.SamplingSettings):
             raise ValueError(
                 "which picture? Give path/to/picture.jpg or a folder, before flags or by --image"
             )
-        if self.output and self.output.suffix not in (".csv", ".jsonl"):
-            raise ValueError(f"--output must end in .csv or .jsonl, got {self.output}")
+        if self.output and self.output.suffix not in (".csv", ".jsonl", ".html", ".parquet"):
+            raise ValueError(
+                f"--output must end in .csv, .jsonl, .html or .parquet, got {self.output}"
+            )
+        if self.resume and (self.overwrite or not self.output):
+            raise ValueError("--resume goes on with an --output, and so not with --overwrite")
+        if not self.sidecar and (self.sidecar_folder or self.prefix or self.suffix):
+            raise ValueError("which sidecars? Give --sidecar txt, caption or xmp")
 
 
 if __name__ == "__main__":  # before the slow imports
     cli.answer_at_once(Settings)
 
-import csv
-import json
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from itertools import islice
-
-import torch
-from torch import Tensor
 
 import checkpoint
-from checkpoint import Checkpoint
+import integrity
+from captioner import Caption, Captioner
 from cli import UserError
-from files import whole_file
-from inputs import find_pictures
-from pictures import one_line, read_pictures
-from search import Hypothesis, caption
+from inputs import Pictures
+from outputs import Nowhere, Output, Terminal, captions_file
+from pictures import Source, one_line
+from sidecars import Sidecars
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Caption:
-    """One caption of one picture; the names are the columns of the output files."""
-
-    image: str
-    rank: int  # 1 is the best
-    caption: str
-    log_prob: float  # nats
-
-
-Write = Callable[[Caption], None]
 
 
 def predict(settings: Settings, given: frozenset[str]) -> int:
@@ -102,80 +111,83 @@ def predict(settings: Settings, given: frozenset[str]) -> int:
         settings: of the command line.
         given: names of those that were given as flags; the others of the search are the model's.
     """
-    if settings.output and settings.output.exists() and not settings.overwrite:
-        raise UserError(f"{settings.output} exists: give --overwrite to replace it.")
-    paths = find_pictures(settings.image)
+    pictures, sidecars = Pictures(settings.image, null=settings.null), None
+    if settings.sidecar:
+        sidecars = Sidecars(
+            settings.sidecar,
+            existing=settings.existing,
+            prefix=settings.prefix,
+            suffix=settings.suffix,
+            folder=settings.sidecar_folder,
+        )
+        sidecars.check(pictures.look())
+    asked = {name: getattr(settings, name) for name in given}
     ensemble = checkpoint.load_ensemble(settings.checkpoint, cli.device(settings.device))
-    vocabulary = ensemble[0].vocabulary
-    one = len(settings.image) == 1 and not settings.image[0].is_dir()
-    n_failed = 0
-    with _writer(settings, one=one) as write:
-        for path, found in _caption_files(settings, given, ensemble, paths):
-            if isinstance(found, UserError):
+    captioner = Captioner(ensemble, asked, n_best=settings.n_best, sentence=settings.sentence)
+    found, total = pictures.counted()
+    n_failed, n_described, unfamiliar = 0, 0, list[str]()
+    with _output(settings, captioner, one=pictures.is_one) as output:
+        if sidecars and not settings.output:
+            found = sidecars.left(found)
+        described: Iterable[tuple[Source, list[Caption] | UserError]] = captioner.describe_all(
+            found, batch_size=settings.batch_size, is_done=output.is_done
+        )
+        if settings.output or sidecars or not sys.stdout.isatty():  # else they are the progress
+            described = cli.progress(described, about="pictures", unit="picture", total=total)
+        for source, captions in described:
+            try:
+                if isinstance(captions, UserError):
+                    raise captions
+                n_described += 1
+                if captions[0].is_unfamiliar:
+                    unfamiliar.append(one_line(str(source.path)))
+                output.write(source, captions)
+                if sidecars:
+                    sidecars.write(source, [caption.text for caption in captions])
+            except UserError as error:
                 n_failed += 1
-                log.error(f"error: {found}", exc_info=found if settings.debug else None)
-                continue
-            for rank, hypothesis in enumerate(found[: settings.n_best], start=1):
-                text = vocabulary.decode(hypothesis.tokens)
-                text = f"{text[:1].upper()}{text[1:]}." if settings.sentence else text
-                write(Caption(str(path), rank, text, hypothesis.log_prob))
-        if n_failed == len(paths):
+                log.error(f"error: {error}", exc_info=error if settings.debug else None)
+        if n_failed and not (n_described or output.n_done or (sidecars and sidecars.n_kept)):
             raise SystemExit(cli.FAILED)  # an output file that was there stays as it is
+    if sidecars:
+        log.info(f"{sidecars.n_written:,} sidecars written, {sidecars.n_kept:,} kept as they were")
+    if note := pictures.note():
+        log.warning(note)
+    if unfamiliar:
+        log.warning(_about_unfamiliar(unfamiliar, n_described))
     return cli.SOME_FAILED if n_failed else cli.DONE
 
 
-def _caption_files(
-    settings: Settings, given: frozenset[str], ensemble: list[Checkpoint], paths: list[Path]
-) -> Iterator[tuple[Path, list[Hypothesis] | UserError]]:
-    """Each path with the hypotheses for it, best first, or with the reason why there are none."""
-    torch.manual_seed(settings.seed)
-    search = ensemble[0].search({name: getattr(settings, name) for name in given})
-    search = replace(search, beam_size=max(search.beam_size, settings.n_best))
-    models = [trained.model for trained in ensemble]
-    encoders = [model.make_encoder() for model in models]
-    pictures: Iterable[tuple[Path, Tensor | UserError]]
-    pictures = read_pictures(paths, ensemble[0].image_size, ahead=2 * settings.batch_size)
-    if settings.output or not sys.stdout.isatty():  # else the captions are the progress
-        pictures = cli.progress(pictures, about="pictures", unit="picture", total=len(paths))
-    pictures = iter(pictures)
-    batch_size = min(settings.batch_size, len(paths))  # islice takes no number above 2**63
-    while batch := list(islice(pictures, batch_size)):
-        readable = [picture for _, picture in batch if isinstance(picture, Tensor)]
-        found: Iterator[list[Hypothesis]] = iter(())
-        if readable:
-            pixels = torch.stack(readable).to(models[0].device)  # (N, 3, S, S)
-            with torch.inference_mode():
-                features = [encode(pixels) for encode in encoders]  # of each model, (N, F)
-            found = iter(caption(models, features, search, batch_size=settings.batch_size))
-        for path, picture in batch:
-            yield path, next(found) if isinstance(picture, Tensor) else picture
-
-
 @contextmanager
-def _writer(settings: Settings, *, one: bool) -> Iterator[Write]:
-    """A function that writes a caption where the settings want it."""
-    if settings.output is None:
-        columns = ["log_prob"] if settings.n_best > 1 else []
-        columns = [*([] if one else ["image"]), *columns, "caption"]
-        yield partial(_print_row, columns)
-        return
-    # A name that is no UTF-8 is escaped, so that the file as a whole can still be read.
-    with (
-        whole_file(settings.output) as part,
-        part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-    ):
-        if settings.output.suffix == ".jsonl":
-            yield lambda row: print(json.dumps(vars(row), ensure_ascii=False), file=file)
-        else:
-            table = csv.DictWriter(file, [column.name for column in fields(Caption)])
-            table.writeheader()
-            yield lambda row: table.writerow(vars(row))
-    log.info(f"written to {settings.output}")
+def _output(settings: Settings, captioner: Captioner, *, one: bool) -> Iterator[Output]:
+    """Where the captions go besides sidecars."""
+    if settings.output:
+        made = {
+            "version": cli.VERSION,
+            "model": [integrity.fingerprint(path) for path in settings.checkpoint],
+            **{name: getattr(settings, name) for name in ("n_best", "sentence", "csv_separator")},
+            **asdict(captioner.search),
+        }
+        del made["banned_final_ids"]  # the model's
+        with captions_file(
+            settings.output,
+            made,
+            separator=settings.csv_separator,
+            resume=settings.resume,
+            overwrite=settings.overwrite,
+        ) as file:
+            yield file
+    elif settings.sidecar:
+        yield Nowhere()
+    else:
+        yield Terminal(one=one, n_best=settings.n_best)
 
 
-def _print_row(columns: list[str], row: Caption) -> None:
-    values = {**vars(row), "image": one_line(row.image), "log_prob": f"{row.log_prob:.2f}"}
-    print("\t".join(values[column] for column in columns), flush=True)
+def _about_unfamiliar(names: list[str], n: int) -> str:
+    """A note that these of n pictures are unlike those of the training."""
+    which = f"{len(names):,} of {n:,} pictures" if n > 1 else names[0]
+    more = f": {', '.join(names[:3])}{', …' if len(names) > 3 else ''}" if n > 1 else ""
+    return f"note: unlike what the model was trained on, so doubt the caption: {which}{more}"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,7 @@
-"""The report of an evaluation: one self-contained web page, or JSON, with everything per image."""
+"""Pages to browse: the report of an evaluation (or JSON), and pictures with their captions.
+
+Each is one self-contained file that asks no other host for anything.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,18 @@ import base64
 import html
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from cli import UserError, progress
+from familiarity import UNFAMILIAR
 from files import whole_file
-from pictures import read_image
+from pictures import Source, read_image
 
 THUMBNAIL = 320  # pixels, the longer side
 N_BARS = 20
@@ -53,16 +60,62 @@ def write(
             json.dump(content, file, ensure_ascii=False, indent=1)
             return
         shown = {**settings, **{name: f"{value:.1f}" for name, value in summary.items()}}
-        title = f"Captions of {len(rows):,} images"
-        file.write(f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>{title}</title>\n")
-        file.write('<meta name=viewport content="width=device-width,initial-scale=1">\n')
-        file.write(f"<style>{STYLE}</style>\n<h1>{title}</h1>\n{_summary(shown)}")
-        file.write(f"{_distribution(rows)}{CONTROLS}<main id=images>\n")
+        file.write(_head(f"Captions of {len(rows):,} images"))
+        file.write(f"{_summary(shown)}{_distribution(rows)}{_controls(ORDERS)}<main id=images>\n")
         for row, picture in zip(
             rows, progress(pictures, about="writing the report", unit="picture"), strict=True
         ):
             file.write(_card(row, picture))
-        file.write(f"</main>\n<script>{SCRIPT}</script>\n</html>\n")
+        file.write(foot())
+
+
+def captions_head() -> str:
+    """The beginning of a page of pictures with captions, up to the first ``captions_card``."""
+    return f"{_head('Captions')}{_controls(CAPTION_ORDERS)}<main id=images>\n"
+
+
+def captions_card(source: Source, captions: Sequence[Mapping[str, Any]], folder: Path) -> str:
+    """A picture with its captions, best first, in one line of HTML.
+
+    Args:
+        source: the picture; one that is a file is linked to.
+        captions: each with ``image``, ``caption``, ``log_prob_per_word`` and ``familiarity``.
+        folder: of the page.
+    """
+    best, *others = captions
+    caption, name = html.escape(best["caption"]), html.escape(best["image"])
+    image = f'<img loading=lazy alt="{caption}" src="{_inline(source)}">'
+    if source.content is None:
+        with suppress(ValueError):  # on another drive of Windows
+            link = os.fsencode(os.path.relpath(source.path, folder).replace(os.sep, "/"))
+            image = f'<a href="{quote(link)}">{image}</a>'
+    numbers = f"<span>log-probability a word {best['log_prob_per_word']:.2f}</span>"
+    familiarity, mark = best["familiarity"], ""
+    if familiarity is not None:
+        numbers += f"<span>familiarity {familiarity:.2f}</span>"
+        if familiarity < UNFAMILIAR:
+            mark = "<p class=unlike>unlike what the model was trained on</p>"
+    order = f'data-certainty="{best["log_prob_per_word"]}" data-familiarity="{familiarity or 0}"'
+    items = "".join(f"<li>{html.escape(other['caption'])}</li>" for other in others)
+    card = (
+        f'<article data-image="{name}" {order}>{image}<h2>{caption}</h2>{mark}'
+        f"<p class=scores>{numbers}</p>{f'<ul>{items}</ul>' if items else ''}"
+        f"<p class=name>{name}</p></article>"
+    )
+    return card.replace("\n", "&#10;") + "\n"
+
+
+def foot() -> str:
+    """The end of a page."""
+    return f"</main>\n<script>{SCRIPT}</script>\n</html>\n"
+
+
+def _head(title: str) -> str:
+    return (
+        f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>{title}</title>\n"
+        '<meta name=viewport content="width=device-width,initial-scale=1">\n'
+        f"<style>{STYLE}</style>\n<h1>{title}</h1>\n"
+    )
 
 
 def _summary(shown: Mapping[str, Any]) -> str:
@@ -112,7 +165,7 @@ def _card(row: Row, picture: Path) -> str:
     )
 
 
-def _inline(picture: Path) -> str:
+def _inline(picture: Path | Source) -> str:
     """The picture, small, as a data URL; nothing if it cannot be read any more."""
     try:
         image = read_image(picture, size=THUMBNAIL)
@@ -124,15 +177,30 @@ def _inline(picture: Path) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-CONTROLS = """<form id=controls>
-<label>Sort <select id=sort>
-<option value="cider desc">best CIDEr first<option value="cider asc">worst CIDEr first
-<option value="rouge-l desc">best ROUGE-L first<option value="rouge-l asc">worst ROUGE-L first
-<option value="">as in the data</select></label>
+def _controls(orders: Mapping[str, str]) -> str:
+    """The form to sort and search: ``data-`` attribute and direction → how it is called."""
+    options = "".join(f'<option value="{value}">{name}' for value, name in orders.items())
+    return f"""<form id=controls>
+<label>Sort <select id=sort>{options}</select></label>
 <label>Search <input id=search type=search placeholder="words, or a file's name"></label>
 <button type=reset>All images</button> <output id=count></output>
 </form>
 """
+
+
+ORDERS = {
+    "cider desc": "best CIDEr first",
+    "cider asc": "worst CIDEr first",
+    "rouge-l desc": "best ROUGE-L first",
+    "rouge-l asc": "worst ROUGE-L first",
+    "": "as in the data",
+}
+CAPTION_ORDERS = {
+    "": "as found",
+    "familiarity asc": "least familiar first",
+    "certainty desc": "surest first",
+    "certainty asc": "least sure first",
+}
 
 STYLE = """
 :root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 20%, transparent) }
@@ -145,6 +213,7 @@ figure { margin: 0 0 1rem } figcaption { font-size: .85rem; opacity: .7 }
 svg { width: 100%; max-width: 50rem; fill: currentColor; font-size: 13px }
 rect { fill: #3b7dd8; cursor: pointer } rect:hover, rect:focus, rect[aria-pressed=true] {
   fill: #e07a2e; outline: none }
+main a { color: inherit }
 form { position: sticky; top: 0; z-index: 1; background: Canvas; padding: .6rem 0; display: flex;
   flex-wrap: wrap; gap: .5rem 1rem; align-items: center; border-bottom: 1px solid var(--line);
   margin-bottom: 1rem }
@@ -154,6 +223,8 @@ article { border: 1px solid var(--line); border-radius: .5rem; overflow: hidden;
   content-visibility: auto; contain-intrinsic-size: auto 26rem }
 img { width: 100%; height: 12rem; object-fit: contain; background: var(--line); display: block }
 h2 { font-size: 1.05rem; margin: .6rem .8rem .2rem }
+.unlike { margin: .2rem .8rem; font-size: .8rem; font-weight: 600; color: #b3500b }
+@media (prefers-color-scheme: dark) { .unlike { color: #ff9f5a } }
 .scores { margin: 0 .8rem; font-size: .8rem; opacity: .75 } .scores span { margin-right: .7em }
 ul { margin: .4rem .8rem; padding-left: 1.1rem; font-size: .88rem }
 .name { margin: .3rem .8rem .6rem; font-size: .72rem; opacity: .6; overflow-wrap: anywhere }
@@ -163,7 +234,7 @@ ul { margin: .4rem .8rem; padding-left: 1.1rem; font-size: .88rem }
 SCRIPT = """
 const main = document.getElementById('images'), cards = [...main.children];
 const sort = document.getElementById('sort'), search = document.getElementById('search');
-const bars = [...document.querySelectorAll('rect')];
+const bars = [...document.querySelectorAll('rect')];  // none on a page of captions alone
 const text = new Map(cards.map(card => [card, card.textContent.toLowerCase()]));
 let bar = null;
 function show() {
@@ -171,7 +242,7 @@ function show() {
   const sorted = key ? [...cards].sort((a, b) =>
     (way == 'asc' ? 1 : -1) * (a.getAttribute('data-' + key) - b.getAttribute('data-' + key)))
     : cards;
-  main.append(...sorted);
+  for (const card of sorted) main.append(card);
   const words = search.value.toLowerCase().split(/\\s+/).filter(Boolean);
   let shown = 0;
   for (const card of cards) {

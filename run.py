@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.optim import AdamW
 import checkpoint
 import cli
 import demo
+import familiarity
 import logs
 import metrics
 from checkpoint import Checkpoint
@@ -31,6 +32,7 @@ from search import caption
 log = logging.getLogger(__name__)
 
 FEW_STEPS = 50  # of a stage: too few to learn from
+FAMILIAR_PHOTOS = 2000  # training photos that say what is familiar; 5,000 say the same
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,11 @@ class Run:
         self.model.load_state_dict(best.model.state_dict())
         return best
 
-    def log_results(self, state: TrainState) -> None:
-        """Fill TensorBoard's projector and its table of runs with the best model."""
+    def finish(self, state: TrainState) -> None:
+        """Complete ``best.pt``, and fill TensorBoard's projector and table of runs with it."""
         best = self.load_best()
         val_set = self.load_split("val", as_pixels=False)
+        best = self._with_familiarity(best, val_set)
         examples = val_set.examples[: logs.PROJECTED_IMAGES]
         assert val_set.features is not None
         features = val_set.features[: len(examples)]
@@ -119,6 +122,31 @@ class Run:
             self.vocabulary, self.model, features, captions, examples, step=state.step
         )
         self.tensorboard.results(checkpoint.model_card(best), state.best_scores)
+
+    def _with_familiarity(self, best: Checkpoint, val_set: Flickr30k) -> Checkpoint:
+        """The checkpoint in ``best.pt``, saved again with its familiarity unless it has one.
+
+        Only the best model of all stages needs it, and it takes that model's features of training
+        photos: nothing to compute after stage 1, minutes on a CPU after the others.
+        """
+        examples = self.corpus.splits["train"]
+        n_photos = min(len(examples), FAMILIAR_PHOTOS)
+        if best.familiarity or min(n_photos, len(val_set)) < familiarity.FEWEST:
+            return best
+        evenly = [examples[i * len(examples) // n_photos] for i in range(n_photos)]
+        size, cache = self.settings["image_size"], Path(self.settings["cache"])
+        kept, features = load_features(evenly, self.model, image_size=size, cache=cache)
+        assert val_set.features is not None
+        found = familiarity.fit(features, val_set.features)
+        if found is None:
+            return best
+        best = replace(best, familiarity=found)
+        checkpoint.save(self.folder / "best.pt", best)
+        log.info(
+            f"familiarity of {len(kept):,} training and {len(val_set):,} validation photos, now in "
+            f"{self.folder / 'best.pt'}"
+        )
+        return best
 
     def log_steps(
         self, measure: str, recent: Reading, norm: float, state: TrainState, optimizer: AdamW

@@ -218,7 +218,7 @@ def train(settings: Settings, given: frozenset[str]) -> None:
             if last is None and state.step == 0:
                 begin_run(run, stage, state, train_set, val_set, is_init=init is not None)
             train_stage(settings, run, stage, state, train_set, val_set, optimizer_state)
-        run.log_results(state)
+        run.finish(state)
     print(logs.closing_lines(plain_settings, state, val_set.examples))
 
 

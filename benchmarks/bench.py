@@ -292,6 +292,8 @@ def save_model(path: Path, encoder: str, image_size: int) -> ImageCaptioningMode
     words = [*SPECIAL_TOKENS, *(f"w{n}" for n in range(N_WORDS - 4))]
     vocabulary = Vocabulary(words, [0] * N_WORDS, language="en")
     settings = cli.plain(train.Settings(encoder=encoder, image_size=image_size, max_words=12))
-    made = Checkpoint(model, vocabulary, settings, epoch=0, scores={}, started_at="")
+    made = Checkpoint(
+        model, vocabulary, settings, epoch=0, scores={}, started_at="2026-01-01_00-00-00"
+    )
     checkpoint.save(path, made)
     return model

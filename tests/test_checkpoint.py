@@ -19,6 +19,7 @@ import files
 import pretrained
 import train
 from cli import UserError
+from familiarity import Familiarity
 from integrity import restore_optimizer
 from learning import STAGES, TrainState, make_optimizer
 from loader import SPECIAL_TOKENS, Vocabulary
@@ -194,7 +195,7 @@ def test_loaded_weights_are_made_flat_for_cudnn(trained, monkeypatch):
 
 @pytest.fixture
 def last(tmp_path, monkeypatch):
-    """A small `last.pt` within an epoch of stage 1."""
+    """A small `last.pt` within an epoch of stage 1, with every part that a file can have."""
     monkeypatch.setitem(BLOCKS_PER_LAYER, "tiny", (1, 1, 1, 1))
     words = [*SPECIAL_TOKENS, "a", "dog", "runs"]
     model = tiny.make(len(words), encoder="tiny")
@@ -218,6 +219,9 @@ def last(tmp_path, monkeypatch):
             "state": state.plain(),
             "corpus": "0123456789ab",
         },
+        familiarity=Familiarity(
+            torch.zeros(512), torch.ones(512), torch.eye(512)[:2], torch.arange(3.0)
+        ),
     )
     checkpoint.save(tmp_path / "last.pt", trained)
     return tmp_path / "last.pt"
@@ -294,6 +298,7 @@ def put(*keys, value):
         (put("scores", value={"CIDEr": "high", "loss": 1.0}), "scores"),
         (put("epoch", value=True), "epoch"),
         (put("settings", value=torch.zeros(2)), "another kind"),
+        (put("familiarity", "mean", value=torch.zeros(511)), "its familiarity"),
         (put("training", "state", "stage", value="scst2"), "stage"),
         (put("training", "state", "step", value=-1), "number"),
         (put("training", "state", "meter", value=[0.0, 0, 0, math.inf]), "meter"),

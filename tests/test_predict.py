@@ -1,8 +1,10 @@
 import csv
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,13 @@ import torch
 from PIL import Image
 
 import checkpoint
+import familiarity
+import inputs
+import outputs
+import pictures
 import predict
+from captioner import Captioner
+from cli import UserError
 
 ROOT = Path(predict.__file__).parent
 
@@ -74,8 +82,10 @@ def test_n_best_are_ranked_with_log_probabilities(trained, folder, capsys):
     assert run(trained, "--image", folder / "a.png", "--n-best", "5") == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert len(rows) == 5
-    assert len({caption for _, caption in rows}) == 5
-    assert all(float(log_prob) < 0 for log_prob, _ in rows)
+    assert len({caption for *_, caption in rows}) == 5
+    per_word = [float(row[0]) for row in rows]
+    assert per_word == sorted(per_word, reverse=True)
+    assert all(float(total) < mean for (_, total, _), mean in zip(rows, per_word, strict=True))
 
 
 def test_sentence_has_a_capital_and_a_full_stop(trained, folder, capsys):
@@ -93,7 +103,7 @@ def test_output_file(trained, folder, tmp_path, capsys, suffix):
     with output.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file)) if suffix == ".csv" else [json.loads(x) for x in file]
     assert len(rows) == 6
-    assert list(rows[0]) == ["image", "rank", "caption", "log_prob"]
+    assert list(rows[0]) == outputs.COLUMNS
     assert [int(row["rank"]) for row in rows] == [1, 2] * 3
     assert float(rows[0]["log_prob"]) < 0
 
@@ -159,14 +169,14 @@ def test_pictures_may_come_and_go_while_their_folder_is_described(
 ):
     for number in range(100):
         (folder / f"d{number:03d}.png").symlink_to(folder / "a.png")
-    print_row = predict._print_row
+    write = outputs.Terminal.write
 
     def change_the_folder(*args):
         (folder / "d099.png").unlink(missing_ok=True)
         (folder / "new.png").write_bytes((folder / "a.png").read_bytes())
-        print_row(*args)
+        write(*args)
 
-    monkeypatch.setattr(predict, "_print_row", change_the_folder)
+    monkeypatch.setattr(outputs.Terminal, "write", change_the_folder)
     assert run(trained, "--image", folder, "--batch-size", "2") == 1
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 102  # what was there at the beginning, but for one
@@ -183,7 +193,7 @@ def test_pictures_may_come_and_go_while_their_folder_is_described(
         (["--image", "a.png", "--checkpoint", "notes.txt"], "notes.txt is no checkpoint"),
         (["--image", "a.png", "--checkpoint", "a.png"], "a.png is no checkpoint"),
         (["--image", "a.png", "--checkpoint", "empty"], "no checkpoint empty"),
-        (["--image", "a.png", "--output", "captions.xlsx"], ".csv or .jsonl"),
+        (["--image", "a.png", "--output", "captions.xlsx"], ".csv, .jsonl, .html or .parquet"),
         (["--image", "a.png", "--output", "notes.txt/x.csv"], "notes.txt"),
         (["--image", "a.png", "--beam-size", "0"], "--beam-size must be at least 1"),
         (["--image", "a.png", "--beam-sise", "3"], "Did you mean --beam-size?"),
@@ -204,27 +214,48 @@ def test_bad_input_is_one_line_and_2(trained, folder, capsys, monkeypatch, flags
 def test_a_folder_of_all_kinds(trained, folder, capsys):
     """What can be read is read whatever its name, the rest is counted, thumbnails are left out."""
     jpeg = (folder / "b.JPG").read_bytes()
-    names = ["c.jpe", "d.mpo", "e.jpg.1", "f.jpg_large", "saved", "is_jpeg.heic"]
+    names = ["c.jpe", "d.mpo", "e.jpg.1", "f.jpg_large", "saved", "is_jpeg.xcf"]
     for name in (*names, ".hidden/g.jpg", "@eaDir/h.jpg"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(jpeg)
-    for name in ("1.HEIC", "2.heic", "3.svg", "4.cr2", "table.csv", "run.json", "film.mp4"):
+    for name in ("1.jxl", "2.jxl", "3.svg", "4.cr2", "table.csv", "run.json"):
         (folder / name).write_bytes(b"II*\0 no picture")
     (folder / "round").symlink_to(folder, target_is_directory=True)
     assert run(trained, "--image", folder) == 0
     out, err = capsys.readouterr()
     read = [line.split("\t")[0].removeprefix(f"{folder}{os.sep}") for line in out.splitlines()]
     assert read == sorted(["a.png", "b.JPG", "deep/er/c.webp", *names])
-    passed_over = "4 files passed over: 2 .heic, 1 .cr2, 1 .svg (HEIC needs conversion to JPEG)"
-    assert err == f"{passed_over}\n"
+    assert err == "4 files passed over: 2 .jxl, 1 .cr2, 1 .svg\n"
 
 
-def test_a_folder_of_nothing_but_heic_says_so(trained, tmp_path, capsys):
+@pytest.fixture
+def _no_heic(monkeypatch):
+    """As where pillow-heif is not installed."""
+    suffixes = pictures.PICTURE_SUFFIXES - pictures.HEIC_SUFFIXES
+    monkeypatch.setattr(pictures, "HEIC_PACKAGE", "no_such_package")
+    monkeypatch.setattr(inputs, "PICTURE_SUFFIXES", suffixes)
+
+
+@pytest.mark.usefixtures("_no_heic")
+def test_a_folder_of_nothing_but_heic_says_what_it_needs(trained, tmp_path, capsys):
+    """Photos of a phone vanished without a word."""
     (tmp_path / "IMG_0001.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
     assert run(trained, "--image", tmp_path) == 2
     err = capsys.readouterr().err
-    assert "1 file passed over: 1 .heic (HEIC needs conversion to JPEG)" in err
+    assert "1 file passed over: 1 .heic (HEIC needs: pip install pillow-heif)" in err
     assert len(err.splitlines()) == 1
+    assert run(trained, "--image", tmp_path / "IMG_0001.HEIC") == 2
+    assert "but HEIC: pip install pillow-heif" in capsys.readouterr().err
+
+
+def test_heic_is_read_where_it_can_be(trained, folder, capsys):
+    heif = pytest.importorskip("pillow_heif")
+    heif.from_pillow(Image.open(folder / "a.png").convert("RGB")).save(folder / "a.HEIC")
+    (folder / "b.heic").write_bytes((folder / "a.HEIC").read_bytes()[:200])
+    assert run(trained, "--image", folder) == 1
+    out, err = capsys.readouterr()
+    assert str(folder / "a.HEIC") in out
+    assert err.startswith(f"error: {folder / 'b.heic'} ")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such names")
@@ -311,3 +342,149 @@ def test_models_of_different_words_do_not_speak_as_one(trained, folder, tmp_path
     together = capsys.readouterr().out
     assert run(trained, "--image", folder / "a.png") == 0
     assert capsys.readouterr().out == together
+
+
+def write_tar(path, names):
+    with tarfile.open(path, "w") as archive:
+        for name in names:
+            archive.add(name, arcname=name.name)
+    return path
+
+
+def test_a_shard_is_described_by_its_keys(trained, folder, tmp_path, capsys):
+    shard = write_tar(tmp_path / "00000.tar", [folder / "a.png", folder / "b.JPG"])
+    assert run(trained, "--image", folder / "a.png") == 0
+    alone = capsys.readouterr().out.strip()
+    assert run(trained, "--image", shard) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows] == [f"{shard}/a", f"{shard}/b"]
+    assert rows[0][1] == alone
+    shard.write_bytes(shard.read_bytes()[:1200])
+    assert run(trained, "--image", shard, folder / "a.png") == 1
+    out, err = capsys.readouterr()
+    assert "cut off" in err
+    assert len(out.splitlines()) == 1
+
+
+def test_a_list_that_names_missing_files(trained, folder, tmp_path, capsys):
+    names = tmp_path / "list.txt"
+    names.write_text(f"{folder / 'a.png'}\nmissing.jpg\n")
+    assert run(trained, "--image", f"@{names}") == 1
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{folder / 'a.png'}\t")
+    assert err == "error: missing.jpg: no such file.\n"
+
+
+def test_empty_standard_input(trained, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    assert run(trained, "--image", "-") == 2
+    assert capsys.readouterr().err == "error: standard input names no pictures.\n"
+
+
+def test_an_address_is_refused_in_a_sentence(trained, capsys):
+    assert run(trained, "--image", "https://example.org/a.jpg") == 2
+    assert "https://example.org/a.jpg is an address" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------- sidecars
+
+
+def test_sidecars_are_written_beside_and_kept_the_next_time(trained, folder, capsys):
+    (folder / "a.txt").write_text("mine")
+    assert run(trained, "--image", folder, "--sidecar", "txt") == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "2 sidecars written, 1 kept as they were" in err
+    assert (folder / "a.txt").read_text() == "mine"
+    assert run(trained, "--image", folder / "b.JPG") == 0
+    assert (folder / "b.txt").read_text() == capsys.readouterr().out
+    assert run(trained, "--image", folder, "--sidecar", "txt") == 0
+    assert "0 sidecars written, 3 kept as they were" in capsys.readouterr().err
+
+
+def test_sidecars_and_a_table_at_once(trained, folder, tmp_path, capsys):
+    flags = ("--image", folder, "--sidecar", "xmp", "--output", tmp_path / "c.csv")
+    assert run(trained, *flags, "--sidecar-folder", tmp_path / "side", "--sentence") == 0
+    with (tmp_path / "c.csv").open(encoding="utf-8", newline="") as file:
+        captions = [row["caption"] for row in csv.DictReader(file)]
+    files = [tmp_path / "side" / f"{name}.xmp" for name in ("a.png", "b.JPG", "deep/er/c.webp")]
+    for path, caption in zip(files, captions, strict=True):
+        assert f">{caption}<" in path.read_text("utf-8")
+    assert "3 sidecars written" in capsys.readouterr().err
+
+
+def test_pictures_that_share_a_sidecar_are_noticed_before_anything_is_written(
+    trained, folder, capsys
+):
+    (folder / "a.jpg").write_bytes((folder / "b.JPG").read_bytes())
+    assert run(trained, "--image", folder, "--sidecar", "txt") == 2
+    err = capsys.readouterr().err
+    assert "a.jpg" in err
+    assert "a.png" in err
+    assert not list(folder.glob("*.txt")) or {p.name for p in folder.glob("*.txt")} == {"notes.txt"}
+
+
+def test_an_xmp_that_is_no_xml_is_left_alone_and_named(trained, folder, capsys):
+    (folder / "a.png.xmp").write_text("<broken")
+    assert run(trained, "--image", folder, "--sidecar", "xmp") == 1
+    assert "a.png.xmp" in capsys.readouterr().err
+    assert (folder / "a.png.xmp").read_text() == "<broken"
+    assert (folder / "b.JPG.xmp").exists()
+
+
+def test_sidecars_for_pictures_of_a_list_on_standard_input(trained, folder, capsys, monkeypatch):
+    names = f"{folder / 'a.png'}\n{folder / 'b.JPG'}\n".encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(names)))
+    assert run(trained, "--image", "-", "--sidecar", "caption") == 0
+    assert (folder / "a.caption").exists()
+    assert "2 sidecars written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--resume"], "--resume goes on with an --output"),
+        (["--resume", "--overwrite", "--output", "c.csv"], "not with --overwrite"),
+        (["--prefix", "a photo of "], "Give --sidecar"),
+        (["--sidecar", "jpg"], "jpg"),
+        (["--sidecar", "a/b"], "--sidecar must be a suffix"),
+        (["--existing", "keep_it"], "--existing must be one of"),
+        (["--csv-separator", "|"], "--csv-separator must be one of"),
+        (["--image", "@missing.txt"], "missing.txt, a list of pictures, is not there"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(trained, folder, capsys, flags, message):
+    assert run(trained, "--image", folder / "a.png", *flags) == 2
+    assert message in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------- familiarity
+
+
+def test_an_unfamiliar_picture_is_said_to_be_one(trained, folder, tmp_path, capsys):
+    """The model called a coffee cup a small white dog, and was sure of it."""
+    loaded = checkpoint.load(trained.checkpoints / "best.pt")
+    features = torch.randn(200, loaded.model.feature_size) / 1000  # a picture's are larger
+    loaded.familiarity = familiarity.fit(features, features)
+    checkpoint.save(tmp_path / "m.pt", loaded)
+    model = ["--checkpoint", tmp_path / "m.pt"]
+    assert predict.main([str(flag) for flag in [folder / "a.png", *model]]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1
+    assert err.startswith("note: unlike what the model was trained on")
+    flags = [folder, *model, "--output", tmp_path / "c.csv"]
+    assert predict.main([str(flag) for flag in flags]) == 0
+    assert "3 of 3 pictures" in capsys.readouterr().err
+    with (tmp_path / "c.csv").open(encoding="utf-8", newline="") as file:
+        assert {row["familiarity"] for row in csv.DictReader(file)} == {"0.0"}
+    page = tmp_path / "page.html"
+    assert predict.main([str(flag) for flag in [folder, *model, "--output", page]]) == 0
+    assert page.read_text("utf-8").count("<p class=unlike>") == 3
+
+
+def test_five_lines_of_python(trained, folder, capsys):
+    captioner = Captioner.load(trained.checkpoints / "best.pt")
+    assert run(trained, "--image", folder / "a.png") == 0
+    assert captioner.caption(folder / "a.png") == capsys.readouterr().out.strip()
+    with pytest.raises(UserError, match=r"missing.jpg: no such file"):
+        captioner.caption("missing.jpg")

@@ -1,0 +1,386 @@
+"""Captions out: to the terminal, or to a file that grows picture by picture and can be resumed."""
+
+from __future__ import annotations
+
+import csv
+import html
+import importlib.util
+import io
+import json
+import logging
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import report
+from captioner import Caption
+from cli import UserError, flag
+from files import lock, whole_file
+from pictures import Source, one_line
+
+log = logging.getLogger(__name__)
+
+SEPARATORS = {",": ",", ";": ";", "tab": "\t"}  # of CSV, as flags name them
+
+
+COLUMNS = ["image", "rank", "caption", "log_prob", "log_prob_per_word", "familiarity"]
+DIGITS = 4  # of numbers: others depend on the machine
+
+
+class Output(Protocol):
+    """Where captions go.
+
+    Attributes:
+        n_done: the pictures that needed no caption any more.
+    """
+
+    n_done: int
+
+    def is_done(self, source: Source) -> bool:
+        """Whether a picture needs no caption any more; asked of each once, in order."""
+
+    def write(self, source: Source, captions: Sequence[Caption]) -> None:
+        """Write the captions of a picture, best first."""
+
+
+def written_name(source: Source) -> str:
+    """A picture's path as a file of captions has it: what is no UTF-8 is escaped."""
+    return str(source.path).encode("utf-8", "backslashreplace").decode()
+
+
+def rows(source: Source, captions: Sequence[Caption]) -> list[dict[str, Any]]:
+    """What is written of the captions of a picture, best first: the values of ``COLUMNS``."""
+
+    def rounded(number: float | None) -> float | None:
+        return None if number is None else round(number, DIGITS)
+
+    return [
+        {
+            "image": str(source.path),
+            "rank": rank,
+            "caption": caption.text,
+            "log_prob": rounded(caption.log_prob),
+            "log_prob_per_word": rounded(caption.log_prob_per_word),
+            "familiarity": rounded(caption.familiarity),
+        }
+        for rank, caption in enumerate(captions, start=1)
+    ]
+
+
+class Nowhere:
+    """No place for captions but sidecars."""
+
+    n_done = 0
+
+    def is_done(self, source: Source) -> bool:  # noqa: ARG002
+        """As ``Output``."""
+        return False
+
+    def write(self, source: Source, captions: Sequence[Caption]) -> None:
+        """As ``Output``."""
+
+
+class Terminal(Nowhere):
+    """Captions on stdout, one a line: the best alone, or several with their log-probabilities."""
+
+    def __init__(self, *, one: bool, n_best: int) -> None:
+        """Know the columns: no path if there is ``one`` picture."""
+        numbers = ["log_prob_per_word", "log_prob"] if n_best > 1 else []
+        self.columns = [*([] if one else ["image"]), *numbers, "caption"]
+
+    def write(self, source: Source, captions: Sequence[Caption]) -> None:
+        """As ``Output``."""
+        for row in rows(source, captions):
+            row["image"] = one_line(row["image"])
+            print("\t".join(str(row[column]) for column in self.columns), flush=True)
+
+
+# -------------------------------------------------------------------------------- formats
+
+
+@dataclass(frozen=True)
+class Format:
+    """How captions are written to a file, and found again in one that was cut off anywhere.
+
+    Attributes:
+        head: text at the beginning.
+        encode: the text for a picture.
+        records: of a file open after its head, the pictures in it by their ``written_name``, each
+            with its rank and where its record ends; up to the first that is not whole.
+        foot: text at the end.
+    """
+
+    head: str
+    encode: Callable[[Source, Sequence[Caption]], str]
+    records: Callable[[BinaryIO], Iterator[tuple[str, int, int]]]
+    foot: str = ""
+
+
+def _format(path: Path, separator: str) -> Format:
+    if path.suffix == ".csv":
+        return _csv_format(SEPARATORS[separator])
+    if path.suffix == ".html":
+        return _html_format(path.parent)
+    return Format("", _encode_json, _json_records)  # parquet is made of it at the end
+
+
+def _csv_format(separator: str) -> Format:
+    """CSV; with semicolons as spreadsheets want it that write numbers with a decimal comma."""
+    is_local = separator == ";"
+
+    def line(values: Sequence[object]) -> str:
+        text = io.StringIO()
+        csv.writer(text, delimiter=separator).writerow(values)
+        return text.getvalue()
+
+    def shown(value: object) -> object:
+        return str(value).replace(".", ",") if is_local and isinstance(value, float) else value
+
+    def encode(source: Source, captions: Sequence[Caption]) -> str:
+        return "".join(line([*map(shown, row.values())]) for row in rows(source, captions))
+
+    def records(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
+        end, is_whole = file.tell(), True
+
+        def lines() -> Iterator[str]:  # a record may take several
+            nonlocal end, is_whole
+            for raw in file:
+                end, is_whole = end + len(raw), raw.endswith(b"\n")
+                yield raw.decode("utf-8")
+
+        for image, rank, *rest in csv.reader(lines(), delimiter=separator, strict=True):
+            if not is_whole or len(rest) != len(COLUMNS) - 2:
+                return
+            yield image, int(rank), end
+
+    mark = "\ufeff" if is_local else ""  # without it they take UTF-8 for something else
+    return Format(mark + line(COLUMNS), encode, records)
+
+
+def _encode_json(source: Source, captions: Sequence[Caption]) -> str:
+    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows(source, captions))
+
+
+def _json_records(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
+    end = file.tell()
+    for raw in file:
+        end += len(raw)
+        if not raw.endswith(b"\n"):
+            return
+        row = json.loads(raw)
+        yield written_name(Source(Path(row["image"]))), int(row["rank"]), end
+
+
+def _html_format(folder: Path) -> Format:
+    """A page to browse, in a folder; a picture is a line of it."""
+
+    def encode(source: Source, captions: Sequence[Caption]) -> str:
+        return report.captions_card(source, rows(source, captions), folder)
+
+    return Format(report.captions_head(), encode, _html_records, report.foot())
+
+
+def _html_records(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
+    end = file.tell()
+    for raw in file:
+        end += len(raw)
+        found = re.match(r'<article data-image="([^"]*)"', raw[:10_000].decode("utf-8", "replace"))
+        if not found or not raw.endswith(b"\n"):
+            return
+        yield html.unescape(found[1]), 1, end
+
+
+# ------------------------------------------------------------------------------- the file
+
+
+class CaptionsFile:
+    """A file of captions under the name of its part, which gets its own name when it is whole.
+
+    Beside each a hidden file records how its captions were made: what was made otherwise is not
+    resumed. Use ``captions_file``.
+
+    Attributes:
+        n_done: the pictures that were in it already.
+        n_pictures: the pictures that are in it.
+    """
+
+    def __init__(
+        self, path: Path, made: Mapping[str, Any], *, separator: str, resume: bool, overwrite: bool
+    ) -> None:
+        """Begin, or go on with what is there; as ``captions_file``."""
+        self.path, self.made = path, made
+        self.part = path.with_name(f"{path.name}.part")
+        self.format = _format(path, separator)
+        self._done: Counter[str] = Counter()
+        self.n_done = self.n_pictures = 0
+        there = self.part if self.part.exists() else path
+        if resume and there.exists():
+            self.file = self._resume(there)
+            return
+        if there.exists() and not overwrite:
+            what = "is of a run that was stopped" if there == self.part else "exists"
+            raise UserError(
+                f"{there} {what}: give --resume to go on with it, or --overwrite to replace it."
+            )
+        self.file = self.part.open("wb")
+        with whole_file(_record_of(self.part)) as record:
+            record.write_text(json.dumps(made, indent=1), encoding="utf-8")
+        self._write(self.format.head)
+
+    def _resume(self, there: Path) -> BinaryIO:
+        """Open the part at the end of what is whole in it."""
+        self._check_record(there)
+        is_finished = there == self.path
+        if is_finished and self.path.suffix == ".parquet":
+            raise UserError(f"{there} is finished, and parquet cannot grow: give another --output.")
+        end, pictures = self._find_records(there)
+        if pictures and not is_finished:  # perhaps not all captions of the last
+            end = pictures.pop()[1]
+        self._done = Counter(image for image, _ in pictures)
+        self.n_done = self.n_pictures = len(pictures)
+        log.info(f"resumed     {there}, with {self.n_pictures:,} pictures")
+        if is_finished:
+            shutil.copyfile(_record_of(there), _record_of(self.part))
+            shutil.copyfile(there, self.part)
+        file = self.part.open("r+b")
+        file.truncate(end)
+        file.seek(end)
+        if not end:  # killed before the first picture
+            file.write(self.format.head.encode("utf-8"))
+        return file
+
+    def _find_records(self, there: Path) -> tuple[int, list[tuple[str, int]]]:
+        """Where what is whole ends, and the pictures, each with where its captions begin."""
+        head, pictures = self.format.head.encode("utf-8"), list[tuple[str, int]]()
+        with there.open("rb") as file:
+            begin = file.read(len(head))
+            if begin != head:
+                if head.startswith(begin):
+                    return 0, []
+                raise UserError(f"{there} was changed since it was written: give another --output.")
+            end = len(head)
+            with suppress(ValueError, LookupError, TypeError, csv.Error):  # no whole record
+                for image, rank, record_end in self.format.records(file):
+                    if rank == 1:
+                        pictures.append((image, end))
+                    end = record_end
+        return end, pictures
+
+    def _check_record(self, there: Path) -> None:
+        """Raise an error if the captions were made in another way, or nobody knows how."""
+        record = _record_of(there)
+        try:
+            before = json.loads(record.read_text(encoding="utf-8"))
+            different = [name for name in self.made if before[name] != self.made[name]]
+        except (OSError, ValueError, LookupError, TypeError):
+            raise UserError(
+                f"{there} cannot be resumed: {record}, which tells how it was written, is missing "
+                "or damaged. Give another --output, or --overwrite to begin anew."
+            ) from None
+        if different:
+            name = different[0]
+            was = f"{flag(name)} {before[name]}, not {self.made[name]}"
+            raise UserError(
+                f"{there} was written with {'another model' if name == 'model' else was}: give "
+                "the same again, or another --output."
+            )
+
+    def is_done(self, source: Source) -> bool:
+        """As ``Output``; a name that is given twice is done when it is there twice."""
+        name = written_name(source)
+        is_done = self._done[name] > 0
+        self._done[name] -= is_done
+        return is_done
+
+    def write(self, source: Source, captions: Sequence[Caption]) -> None:
+        """As ``Output``."""
+        self._write(self.format.encode(source, captions))
+        self.n_pictures += 1
+
+    def _write(self, text: str) -> None:
+        self.file.write(text.encode("utf-8", "backslashreplace"))
+        self.file.flush()  # into the system's hands, where a kill does not reach
+
+    def finish(self) -> None:
+        """Give the whole file its name."""
+        self._write(self.format.foot)
+        os.fsync(self.file.fileno())
+        self.file.close()
+        if self.path.suffix == ".parquet":
+            _pack_parquet(self.part)
+        _record_of(self.part).replace(_record_of(self.path))
+        self.part.replace(self.path)
+        log.info(f"written to {self.path}")
+
+    def stop(self) -> None:
+        """Keep what there is, and say how to go on; a file without a picture is removed."""
+        with suppress(OSError):  # a full disk, once more
+            self.file.close()
+        if self.n_pictures:
+            log.info(
+                f"stopped: {self.n_pictures:,} pictures are in {self.part}. Go on with the same "
+                "command and --resume."
+            )
+            return
+        for path in (self.part, _record_of(self.part)):
+            path.unlink(missing_ok=True)
+
+
+def _record_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.run.json")
+
+
+def _pack_parquet(part: Path) -> None:
+    """Make parquet of JSON lines, in place."""
+    import pandas as pd
+
+    with part.open(encoding="utf-8") as lines:
+        table = pd.DataFrame(map(json.loads, lines), columns=pd.Index(COLUMNS))
+    with whole_file(part) as packed:
+        table.to_parquet(packed, index=False)
+
+
+@contextmanager
+def captions_file(
+    path: Path, made: Mapping[str, Any], *, separator: str, resume: bool, overwrite: bool
+) -> Iterator[CaptionsFile]:
+    """A file to write captions to, which is whole at the end, or keeps what there is.
+
+    Args:
+        path: ends in ``.csv``, ``.jsonl``, ``.html`` or ``.parquet``; its folder is made.
+        made: what the captions depend on, plain values by name.
+        separator: of CSV, one of ``SEPARATORS``.
+        resume: go on with what is there, if something is.
+        overwrite: replace it.
+
+    Raises:
+        UserError: another run writes to it; there is something, and it is neither to be resumed
+            nor replaced; or it cannot be resumed.
+    """
+    from filelock import Timeout
+
+    if path.suffix == ".parquet" and not importlib.util.find_spec("pyarrow"):
+        raise UserError("--output .parquet needs: pip install pyarrow. Or write .csv or .jsonl.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock_file = path.with_name(f".{path.name}.lock")
+    try:
+        held = lock(lock_file)
+    except Timeout:
+        raise UserError(f"another run writes to {path}: wait for it, or name another.") from None
+    with held:
+        try:
+            file = CaptionsFile(path, made, separator=separator, resume=resume, overwrite=overwrite)
+            try:
+                yield file
+                file.finish()
+            except BaseException:
+                file.stop()
+                raise
+        finally:
+            lock_file.unlink(missing_ok=True)
