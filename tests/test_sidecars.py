@@ -72,7 +72,7 @@ def test_a_suffix_of_pictures_is_refused(kind):
 
 @pytest.mark.parametrize("kind", ["json", ".CSV"])
 def test_what_tools_keep_beside_pictures_is_refused(kind):
-    with pytest.raises(UserError, match="no .* by itself"):
+    with pytest.raises(UserError, match=r"no .* by itself"):
         Sidecars(kind)
 
 
