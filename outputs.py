@@ -27,8 +27,6 @@ from pictures import Source, one_line
 log = logging.getLogger(__name__)
 
 SEPARATORS = {",": ",", ";": ";", "tab": "\t"}  # of CSV, as flags name them
-
-
 COLUMNS = ["image", "rank", "caption", "log_prob", "log_prob_per_word", "familiarity"]
 DIGITS = 4  # of numbers: others depend on the machine
 

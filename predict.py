@@ -94,7 +94,7 @@ from contextlib import contextmanager
 
 import checkpoint
 import integrity
-from captioner import Caption, Captioner
+from captioner import Caption, Captioner, about_unfamiliar
 from cli import UserError
 from inputs import Pictures
 from outputs import Nowhere, Output, Terminal, captions_file
@@ -126,14 +126,15 @@ def predict(settings: Settings, given: frozenset[str]) -> int:
     captioner = Captioner(ensemble, asked, n_best=settings.n_best, sentence=settings.sentence)
     found, total = pictures.counted()
     n_failed, n_described, unfamiliar = 0, 0, list[str]()
-    with _output(settings, captioner, one=pictures.is_one) as output:
+    with _told_at_the_end(sidecars), _output(settings, captioner, one=pictures.is_one) as output:
         if sidecars and not settings.output:
             found = sidecars.left(found)
         described: Iterable[tuple[Source, list[Caption] | UserError]] = captioner.describe_all(
             found, batch_size=settings.batch_size, is_done=output.is_done
         )
         if settings.output or sidecars or not sys.stdout.isatty():  # else they are the progress
-            described = cli.progress(described, about="pictures", unit="picture", total=total)
+            left = total and total - output.n_done
+            described = cli.progress(described, about="pictures", unit="picture", total=left)
         for source, captions in described:
             try:
                 if isinstance(captions, UserError):
@@ -149,12 +150,10 @@ def predict(settings: Settings, given: frozenset[str]) -> int:
                 log.error(f"error: {error}", exc_info=error if settings.debug else None)
         if n_failed and not (n_described or output.n_done or (sidecars and sidecars.n_kept)):
             raise SystemExit(cli.FAILED)  # an output file that was there stays as it is
-    if sidecars:
-        log.info(f"{sidecars.n_written:,} sidecars written, {sidecars.n_kept:,} kept as they were")
     if note := pictures.note():
         log.warning(note)
     if unfamiliar:
-        log.warning(_about_unfamiliar(unfamiliar, n_described))
+        log.warning(about_unfamiliar(unfamiliar, n_described))
     return cli.SOME_FAILED if n_failed else cli.DONE
 
 
@@ -183,11 +182,15 @@ def _output(settings: Settings, captioner: Captioner, *, one: bool) -> Iterator[
         yield Terminal(one=one, n_best=settings.n_best)
 
 
-def _about_unfamiliar(names: list[str], n: int) -> str:
-    """A note that these of n pictures are unlike those of the training."""
-    which = f"{len(names):,} of {n:,} pictures" if n > 1 else names[0]
-    more = f": {', '.join(names[:3])}{', …' if len(names) > 3 else ''}" if n > 1 else ""
-    return f"note: unlike what the model was trained on, so doubt the caption: {which}{more}"
+@contextmanager
+def _told_at_the_end(sidecars: Sidecars | None) -> Iterator[None]:
+    """Say how many sidecars were written, also when the run is stopped."""
+    try:
+        yield
+    finally:
+        if sidecars:
+            written, kept = sidecars.n_written, sidecars.n_kept
+            log.info(f"{written:,} sidecars written, {kept:,} kept as they were")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -471,10 +471,13 @@ def test_an_unfamiliar_picture_is_said_to_be_one(trained, folder, tmp_path, caps
     assert predict.main([str(flag) for flag in [folder / "a.png", *model]]) == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 1
-    assert err.startswith("note: unlike what the model was trained on")
+    assert (
+        err
+        == f"note: {folder / 'a.png'} is unlike what the model was trained on: doubt its caption\n"
+    )
     flags = [folder, *model, "--output", tmp_path / "c.csv"]
     assert predict.main([str(flag) for flag in flags]) == 0
-    assert "3 of 3 pictures" in capsys.readouterr().err
+    assert "3 of 3 pictures are unlike" in capsys.readouterr().err
     with (tmp_path / "c.csv").open(encoding="utf-8", newline="") as file:
         assert {row["familiarity"] for row in csv.DictReader(file)} == {"0.0"}
     page = tmp_path / "page.html"
