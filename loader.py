@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cli import UserError
 from corpus import Example
-from languages import CLITICS, NEVER_FINAL, SIDES, UNSPACED
+from languages import CLITICS, NEVER_FINAL, SIDES, UNSPACED, Tokenizer
 from model import END, PAD, START, UNK
 
 T = TypeVar("T")
@@ -143,56 +143,6 @@ def _counts(words: Sequence[str], count_of: Counter[str]) -> list[int]:
     counts = [count_of[word] for word in words]
     counts[UNK] = count_of.total() - sum(counts)
     return counts
-
-
-class Tokenizer:
-    """spaCy's tokenizer with a cache.
-
-    spaCy splits at blanks first and then treats each piece alone, so the tokens of a piece can be
-    cached: three times as fast on captions, and the same tokens.
-    """
-
-    def __init__(self, language: str) -> None:
-        """Raises: UserError: no such language, or a package it needs is not installed."""
-        import spacy
-
-        try:
-            is_pipeline = spacy.util.is_package(language)
-            pipeline = spacy.load(language) if is_pipeline else spacy.blank(language)
-        except (ImportError, OSError, ValueError) as error:
-            reason = str(error).split("\n")[0]
-            raise UserError(
-                f"spaCy has no language {language!r}: give --language a code as en, fr or de, or "
-                f"the name of an installed pipeline. ({reason})"
-            ) from error
-        self.language = pipeline.lang
-        self._spacy = pipeline.tokenizer
-        self._cache: dict[str, list[str]] = {}
-
-    def __call__(self, caption: str) -> list[str]:
-        """The words of a caption, in lower case."""
-        words: list[str] = []
-        for piece in caption.split():
-            cached = self._cache.get(piece)
-            if cached is None:
-                cached = self._cache[piece] = self._words(piece)
-            words += cached
-        return words
-
-    def _words(self, piece: str) -> list[str]:
-        """The words of a piece of text without blanks."""
-        tokens = [token.lower_ for token in self._spacy(piece.replace("\u2019", "'"))]
-        words: list[str] = []
-        for before, token, after in zip(["", *tokens[:-1]], tokens, [*tokens[1:], ""], strict=True):
-            if self.language not in UNSPACED and before.isalpha() and token.isalpha():
-                words[-1] += token  # "can" "not", "gon" "na": one word to people
-            elif any(char.isalnum() for char in token):
-                words.append(token)
-            elif token == "-" and before[-1:].isalnum() and after[:1].isalnum():
-                words.append(token)  # "t-shirt"
-            elif token == "'" and before.endswith("s") and tokens[0] != "'":
-                words.append(token)  # "the dogs' ball"
-        return words
 
 
 # --------------------------------------------------------------------------- data set

@@ -33,7 +33,7 @@ IMPORTS = {  # file → the files of ours it may import
         "cli",
     },
     "search": {"model", "cli"},
-    "languages": set(),
+    "languages": {"cli"},
     "loader": {"languages", "model", "corpus", "cli"},
     "features": {"pictures", "corpus", "loader", "model", "cli", "files"},
     "learning": {"integrity", "loader", "model", "resnet"},
