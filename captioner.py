@@ -162,13 +162,3 @@ class Captioner:
         text = self.vocabulary.decode(hypothesis.tokens)
         text = f"{text[:1].upper()}{text[1:]}." if self.sentence else text
         return Caption(text, hypothesis.log_prob, hypothesis.log_prob_per_word, familiarity)
-
-
-def about_unfamiliar(names: list[str], n: int) -> str:
-    """A note that these of n pictures are unlike those of the training."""
-    unlike = "unlike what the model was trained on"
-    if n == 1:
-        return f"note: {names[0]} is {unlike}: doubt its caption"
-    shown = f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
-    which = f"{len(names):,} of {n:,} pictures are {unlike}, as 5 % of ordinary ones are"
-    return f"note: {which}: doubt their captions: {shown}"

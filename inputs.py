@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -71,25 +72,28 @@ class Pictures:
         return len(self.names) == 1 and is_plain and not Path(name).is_dir()
 
     def __iter__(self) -> Iterator[Source]:
-        return self._found(with_content=True)
+        for found in self.with_archives():
+            yield from found.pictures() if isinstance(found, Archive) else [found]
 
     def look(self) -> Iterator[Source]:
         """The pictures without the content of archives; standard input is kept for another time."""
         if STDIN in self.names and self._kept is None:
             self._kept = sys.stdin.buffer.read()
-        return self._found(with_content=False)
+        for found in self.with_archives():
+            yield from found.pictures(with_content=False) if isinstance(found, Archive) else [found]
 
-    def _found(self, *, with_content: bool) -> Iterator[Source]:
+    def with_archives(self) -> Iterator[Source | Archive]:
+        """The pictures, those of an archive as one."""
         self.passed_over.clear()
         for name in self.names:
             if name == STDIN:
                 file = sys.stdin.buffer if self._kept is None else io.BytesIO(self._kept)
-                yield from self._listed(file, "standard input", with_content)
+                yield from self._listed(file, "standard input")
             elif _is_list(name):
                 with Path(name[1:]).open("rb") as file:
-                    yield from self._listed(file, name[1:], with_content)
+                    yield from self._listed(file, name[1:])
             else:
-                yield from self._named(name, with_content)
+                yield from self._named(name)
 
     def counted(self) -> tuple[Iterable[Source], int | None]:
         """The pictures, and how many there are, if that can be told without waiting."""
@@ -105,20 +109,9 @@ class Pictures:
 
     def note(self) -> str:
         """What to say of pictures that were passed over; nothing if none were."""
-        n = self.passed_over.total()
-        if not n:
-            return ""
-        counts = sorted(self.passed_over.items(), key=lambda item: (-item[1], item[0]))
-        hints = {
-            "HEIC needs: pip install pillow-heif": HEIC_SUFFIXES,
-            "give archives by their names": {".tar"},
-        }
-        needed = [hint for hint, suffixes in hints.items() if suffixes & set(self.passed_over)]
-        kinds = ", ".join(f"{n:,} {suffix}" for suffix, n in counts)
-        hint = f" ({'; '.join(needed)})" if needed else ""
-        return f"{n:,} file{'s' if n > 1 else ''} passed over: {kinds}{hint}"
+        return _about(self.passed_over) if self.passed_over else ""
 
-    def _listed(self, file: BinaryIO, called: str, with_content: bool) -> Iterator[Source]:
+    def _listed(self, file: BinaryIO, called: str) -> Iterator[Source | Archive]:
         """The pictures that a list names."""
         names = 0
         for raw in _split(file, self._end):
@@ -130,22 +123,22 @@ class Pictures:
                 except UserError as error:
                     yield Source(Path(name), content=error)
                     continue
-                yield from self._named(name, with_content)
+                yield from self._named(name)
         if not names:
             yield Source(Path(called), content=UserError(f"{called} names no pictures."))
 
-    def _named(self, name: str, with_content: bool) -> Iterator[Source]:
+    def _named(self, name: str) -> Iterator[Source | Archive]:
         path = Path(name)
         if path.is_dir():
             yield from self._below(path)
         elif path.suffix.lower() == ".tar":
-            yield from _packed(path, with_content)
+            yield Archive(path)
         else:
             yield Source(path, place=_place(path))
 
     def _below(self, folder: Path) -> Iterator[Source]:
         """The pictures of a folder and those below."""
-        n_found = n_passed = 0
+        n_found, passed_over = 0, Counter[str]()
         start = len(os.path.join(folder, ""))  # noqa: PTH118 - Path would drop the separator
         for name in walk(folder):
             suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - ten times as fast
@@ -153,13 +146,27 @@ class Pictures:
                 n_found += 1
                 yield Source(Path(name), place=Path(name[start:]))
             elif suffix in UNREAD_SUFFIXES:
-                n_passed += 1
-                self.passed_over[suffix] += 1
-        if not n_found:
-            hint = self.note() if n_passed else "give another --image"
+                passed_over[suffix] += 1
+        if n_found:
+            self.passed_over += passed_over
+        else:
+            hint = _about(passed_over) if passed_over else "give another --image"
             called = one_line(str(folder))
             reason = UserError(f"no pictures in {called} or the folders below: {hint}.")
             yield Source(folder, content=reason)
+
+
+def _about(passed_over: Counter[str]) -> str:
+    """``3 files passed over: 2 .heic, 1 .svg``, with what would help."""
+    counts = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))
+    hints = {
+        "HEIC needs: pip install pillow-heif": HEIC_SUFFIXES,
+        "give archives by their names": {".tar"},
+    }
+    needed = [hint for hint, suffixes in hints.items() if suffixes & set(passed_over)]
+    hint = f" ({'; '.join(needed)})" if needed else ""
+    n, kinds = passed_over.total(), ", ".join(f"{n:,} {suffix}" for suffix, n in counts)
+    return f"{n:,} file{'s' if n > 1 else ''} passed over: {kinds}{hint}"
 
 
 def _refuse_address(name: str) -> None:
@@ -206,31 +213,37 @@ def _begins_as_picture(name: str) -> bool:
 # ------------------------------------------------------------------------------- archives
 
 
-def _packed(path: Path, with_content: bool) -> Iterator[Source]:
-    """The pictures of a tar archive, as img2dataset and webdataset make them, in its order.
+@dataclass(frozen=True)
+class Archive:
+    """A tar archive, as img2dataset and webdataset make them."""
 
-    They are called by the archive and their key, the member's name up to its first dot; of several
-    with one key, all but the first by the whole name.
-    """
-    n_found, last_key = 0, ""
-    with _reported(path) as errors, tarfile.open(path, "r:") as archive:
-        for member in archive:
-            name = PurePosixPath(member.name)
-            is_picture = name.suffix.lower() in PICTURE_SUFFIXES
-            if not member.isfile() or not is_picture or name.name.startswith("."):
-                continue
-            file = archive.extractfile(member)
-            assert file is not None  # it is a file
-            content = file.read() if with_content else b""
-            key = name.with_name(name.name.split(".")[0])
-            place = Path(name if str(key) == last_key else key)
-            last_key = str(key)
-            n_found += 1
-            yield Source(path / place, Path(path.stem, place), content)
-        _require_end(archive)
-        if not n_found:
-            raise UserError(f"no pictures in {one_line(str(path))}: give another --image.")
-    yield from (Source(path, content=error) for error in errors)
+    path: Path
+
+    def pictures(self, *, with_content: bool = True) -> Iterator[Source]:
+        """Its pictures, in its order.
+
+        They are called by the archive and their key, the member's name up to its first dot; of
+        several with one key, all but the first by the whole name.
+        """
+        n_found, last_key = 0, ""
+        with _reported(self.path) as errors, tarfile.open(self.path, "r:") as archive:
+            for member in archive:
+                name = PurePosixPath(member.name)
+                is_picture = name.suffix.lower() in PICTURE_SUFFIXES
+                if not member.isfile() or not is_picture or name.name.startswith("."):
+                    continue
+                file = archive.extractfile(member)
+                assert file is not None  # it is a file
+                content = file.read() if with_content else b""
+                key = name.with_name(name.name.split(".")[0])
+                place = Path(name if str(key) == last_key else key)
+                last_key = str(key)
+                n_found += 1
+                yield Source(self.path / place, Path(self.path.stem, place), content)
+            _require_end(archive)
+            if not n_found:
+                raise UserError(f"no pictures in {one_line(str(self.path))}: give another --image.")
+        yield from (Source(self.path, content=error) for error in errors)
 
 
 @contextmanager

@@ -27,7 +27,9 @@ from pictures import Source, one_line
 log = logging.getLogger(__name__)
 
 SEPARATORS = {",": ",", ";": ";", "tab": "\t"}  # of CSV, as flags name them
+Rows = list[dict[str, Any]]  # the captions of a picture, best first: a value for each of COLUMNS
 COLUMNS = ["image", "rank", "caption", "log_prob", "log_prob_per_word", "familiarity"]
+OTHER = {"model": "another model", "before": "other pictures", "after": "other pictures"}
 DIGITS = 4  # of numbers: others depend on the machine
 
 
@@ -52,8 +54,8 @@ def written_name(source: Source) -> str:
     return str(source.path).encode("utf-8", "backslashreplace").decode()
 
 
-def rows(source: Source, captions: Sequence[Caption]) -> list[dict[str, Any]]:
-    """What is written of the captions of a picture, best first: the values of ``COLUMNS``."""
+def rows_of(source: Source, captions: Sequence[Caption]) -> Rows:
+    """What is written of the captions of a picture."""
 
     def rounded(number: float | None) -> float | None:
         return None if number is None else round(number, DIGITS)
@@ -94,7 +96,7 @@ class Terminal(Nowhere):
 
     def write(self, source: Source, captions: Sequence[Caption]) -> None:
         """As ``Output``."""
-        for row in rows(source, captions):
+        for row in rows_of(source, captions):
             row["image"] = one_line(row["image"])
             print("\t".join(str(row[column]) for column in self.columns), flush=True)
 
@@ -108,14 +110,14 @@ class Format:
 
     Attributes:
         head: text at the beginning.
-        encode: the text for a picture.
+        encode: the text for a picture and its ``rows``.
         records: of a file open after its head, the pictures in it by their ``written_name``, each
             with its rank and where its record ends; up to the first that is not whole.
         foot: text at the end.
     """
 
     head: str
-    encode: Callable[[Source, Sequence[Caption]], str]
+    encode: Callable[[Source, Rows], str]
     records: Callable[[BinaryIO], Iterator[tuple[str, int, int]]]
     foot: str = ""
 
@@ -140,8 +142,8 @@ def _csv_format(separator: str) -> Format:
     def shown(value: object) -> object:
         return str(value).replace(".", ",") if is_local and isinstance(value, float) else value
 
-    def encode(source: Source, captions: Sequence[Caption]) -> str:
-        return "".join(line([*map(shown, row.values())]) for row in rows(source, captions))
+    def encode(_: Source, rows: Rows) -> str:
+        return "".join(line([*map(shown, row.values())]) for row in rows)
 
     def records(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
         end, is_whole = file.tell(), True
@@ -161,8 +163,8 @@ def _csv_format(separator: str) -> Format:
     return Format(mark + line(COLUMNS), encode, records)
 
 
-def _encode_json(source: Source, captions: Sequence[Caption]) -> str:
-    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows(source, captions))
+def _encode_json(_: Source, rows: Rows) -> str:
+    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
 
 
 def _json_records(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
@@ -178,8 +180,8 @@ def _json_records(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
 def _html_format(folder: Path) -> Format:
     """A page to browse, in a folder; a picture is a line of it."""
 
-    def encode(source: Source, captions: Sequence[Caption]) -> str:
-        return report.captions_card(source, rows(source, captions), folder)
+    def encode(source: Source, rows: Rows) -> str:
+        return report.captions_card(source, rows, folder)
 
     return Format(report.captions_head(), encode, _html_records, report.foot())
 
@@ -206,6 +208,7 @@ class CaptionsFile:
     Attributes:
         n_done: the pictures that were in it already.
         n_pictures: the pictures that are in it.
+        facts: what else is to be recorded when it is whole, plain values by name.
     """
 
     def __init__(
@@ -215,6 +218,7 @@ class CaptionsFile:
         self.path, self.made = path, made
         self.part = path.with_name(f"{path.name}.part")
         self.format = _format(path, separator)
+        self.facts: dict[str, Any] = {}
         self._done: Counter[str] = Counter()
         self.n_done = self.n_pictures = 0
         there = self.part if self.part.exists() else path
@@ -227,13 +231,12 @@ class CaptionsFile:
                 f"{there} {what}: give --resume to go on with it, or --overwrite to replace it."
             )
         self.file = self.part.open("wb")
-        with whole_file(_record_of(self.part)) as record:
-            record.write_text(json.dumps(made, indent=1), encoding="utf-8")
+        _write_record(self.part, made)
         self._write(self.format.head)
 
     def _resume(self, there: Path) -> BinaryIO:
         """Open the part at the end of what is whole in it."""
-        self._check_record(there)
+        check_record(there, self.made)
         is_finished = there == self.path
         if is_finished and self.path.suffix == ".parquet":
             raise UserError(f"{there} is finished, and parquet cannot grow: give another --output.")
@@ -244,7 +247,7 @@ class CaptionsFile:
         self.n_done = self.n_pictures = len(pictures)
         log.info(f"resumed     {there}, with {self.n_pictures:,} pictures")
         if is_finished:
-            shutil.copyfile(_record_of(there), _record_of(self.part))
+            _write_record(self.part, self.made)
             shutil.copyfile(there, self.part)
         file = self.part.open("r+b")
         file.truncate(end)
@@ -270,25 +273,6 @@ class CaptionsFile:
                     end = record_end
         return end, pictures
 
-    def _check_record(self, there: Path) -> None:
-        """Raise an error if the captions were made in another way, or nobody knows how."""
-        record = _record_of(there)
-        try:
-            before = json.loads(record.read_text(encoding="utf-8"))
-            different = [name for name in self.made if before[name] != self.made[name]]
-        except (OSError, ValueError, LookupError, TypeError):
-            raise UserError(
-                f"{there} cannot be resumed: {record}, which tells how it was written, is missing "
-                "or damaged. Give another --output, or --overwrite to begin anew."
-            ) from None
-        if different:
-            name = different[0]
-            was = f"{flag(name)} {before[name]}, not {self.made[name]}"
-            raise UserError(
-                f"{there} was written with {'another model' if name == 'model' else was}: give "
-                "the same again, or another --output."
-            )
-
     def is_done(self, source: Source) -> bool:
         """As ``Output``; a name that is given twice is done when it is there twice."""
         name = written_name(source)
@@ -298,7 +282,11 @@ class CaptionsFile:
 
     def write(self, source: Source, captions: Sequence[Caption]) -> None:
         """As ``Output``."""
-        self._write(self.format.encode(source, captions))
+        self.write_rows(source, rows_of(source, captions))
+
+    def write_rows(self, source: Source, rows: Rows) -> None:
+        """Write the captions of a picture."""
+        self._write(self.format.encode(source, rows))
         self.n_pictures += 1
 
     def _write(self, text: str) -> None:
@@ -312,8 +300,9 @@ class CaptionsFile:
         self.file.close()
         if self.path.suffix == ".parquet":
             _pack_parquet(self.part)
-        _record_of(self.part).replace(_record_of(self.path))
+        _write_record(self.path, {**self.made, **self.facts, "n_pictures": self.n_pictures})
         self.part.replace(self.path)
+        record_of(self.part).unlink()
         log.info(f"written to {self.path}")
 
     def stop(self) -> None:
@@ -326,12 +315,38 @@ class CaptionsFile:
                 "command and --resume."
             )
             return
-        for path in (self.part, _record_of(self.part)):
+        for path in (self.part, record_of(self.part)):
             path.unlink(missing_ok=True)
 
 
-def _record_of(path: Path) -> Path:
+def record_of(path: Path) -> Path:
+    """The hidden file that tells how a file of captions, or its part, was made."""
     return path.with_name(f".{path.name}.run.json")
+
+
+def _write_record(path: Path, facts: Mapping[str, Any]) -> None:
+    with whole_file(record_of(path)) as record:
+        record.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+
+def check_record(path: Path, made: Mapping[str, Any]) -> None:
+    """Raise a ``UserError`` if captions were made in another way, or nobody knows how."""
+    record = record_of(path)
+    try:
+        before = json.loads(record.read_text(encoding="utf-8"))
+        different = [name for name in made if before[name] != made[name]]
+    except (OSError, ValueError, LookupError, TypeError):
+        raise UserError(
+            f"{path} cannot be resumed: {record}, which tells how it was written, is missing or "
+            "damaged. Give another --output, or --overwrite to begin anew."
+        ) from None
+    if different:
+        name = different[0]
+        was = f"{flag(name)} {before[name]}, not {made[name]}"
+        raise UserError(
+            f"{path} was written with {OTHER.get(name, was)}: give the same again, or another "
+            "--output."
+        )
 
 
 def _pack_parquet(part: Path) -> None:

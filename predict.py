@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import cli
 from cli import option
@@ -47,11 +47,12 @@ class Settings(cli.SamplingSettings):
     )
     sentence: bool = option(False, "write captions with a capital and a full stop")
     output: Path | None = option(
-        None, "write to this .csv, .jsonl, .html or .parquet file, not to the terminal"
+        None, "write to this .csv, .jsonl, .html or .parquet file, or in parts to this folder"
     )
     csv_separator: str = option(
         ",", "of --output .csv; ; for spreadsheets with decimal commas", choices=(",", ";", "tab")
     )
+    merge: Path | None = option(None, "join the parts in this folder into --output")
     resume: bool = option(False, "go on with --output, if it was begun before")
     overwrite: bool = option(False, "replace the output file if it exists")
     sidecar: str = option(
@@ -70,13 +71,16 @@ class Settings(cli.SamplingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.image:
+        if self.merge and not self.output:
+            raise ValueError("--merge needs an --output: give a .csv, .jsonl or .parquet file")
+        if not self.image and not self.merge:
             raise ValueError(
                 "which picture? Give path/to/picture.jpg or a folder, before flags or by --image"
             )
-        if self.output and self.output.suffix not in (".csv", ".jsonl", ".html", ".parquet"):
+        if self.output and self.output.suffix not in ("", ".csv", ".jsonl", ".html", ".parquet"):
             raise ValueError(
-                f"--output must end in .csv, .jsonl, .html or .parquet, got {self.output}"
+                f"--output must end in .csv, .jsonl, .html or .parquet, or be a folder, got "
+                f"{self.output}"
             )
         if self.resume and (self.overwrite or not self.output):
             raise ValueError("--resume goes on with an --output, and so not with --overwrite")
@@ -88,17 +92,16 @@ if __name__ == "__main__":  # before the slow imports
     cli.answer_at_once(Settings)
 
 import logging
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import checkpoint
 import integrity
-from captioner import Caption, Captioner, about_unfamiliar
-from cli import UserError
+import parts
+from captioner import Captioner
 from inputs import Pictures
+from job import Job
 from outputs import Nowhere, Output, Terminal, captions_file
-from pictures import Source, one_line
 from sidecars import Sidecars
 
 log = logging.getLogger(__name__)
@@ -111,6 +114,14 @@ def predict(settings: Settings, given: frozenset[str]) -> int:
         settings: of the command line.
         given: names of those that were given as flags; the others of the search are the model's.
     """
+    if settings.merge and settings.output:
+        n_failed = parts.merge(
+            settings.merge,
+            settings.output,
+            separator=settings.csv_separator,
+            overwrite=settings.overwrite,
+        )
+        return cli.SOME_FAILED if n_failed else cli.DONE
     pictures, sidecars = Pictures(settings.image, null=settings.null), None
     if settings.sidecar:
         sidecars = Sidecars(
@@ -124,50 +135,38 @@ def predict(settings: Settings, given: frozenset[str]) -> int:
     asked = {name: getattr(settings, name) for name in given}
     ensemble = checkpoint.load_ensemble(settings.checkpoint, cli.device(settings.device))
     captioner = Captioner(ensemble, asked, n_best=settings.n_best, sentence=settings.sentence)
-    found, total = pictures.counted()
-    n_failed, n_described, unfamiliar = 0, 0, list[str]()
-    with _told_at_the_end(sidecars), _output(settings, captioner, one=pictures.is_one) as output:
-        if sidecars and not settings.output:
-            found = sidecars.left(found)
-        described: Iterable[tuple[Source, list[Caption] | UserError]] = captioner.describe_all(
-            found, batch_size=settings.batch_size, is_done=output.is_done
-        )
-        if settings.output or sidecars or not sys.stdout.isatty():  # else they are the progress
-            left = total and total - output.n_done
-            described = cli.progress(described, about="pictures", unit="picture", total=left)
-        for source, captions in described:
-            try:
-                if isinstance(captions, UserError):
-                    raise captions
-                n_described += 1
-                if captions[0].is_unfamiliar:
-                    unfamiliar.append(one_line(str(source.path)))
-                output.write(source, captions)
-                if sidecars:
-                    sidecars.write(source, [caption.text for caption in captions])
-            except UserError as error:
-                n_failed += 1
-                log.error(f"error: {error}", exc_info=error if settings.debug else None)
-        if n_failed and not (n_described or output.n_done or (sidecars and sidecars.n_kept)):
+    job = Job(captioner, sidecars, settings.batch_size, settings.debug)
+    made = _made(settings, captioner)
+    try:
+        if settings.output and not settings.output.suffix:
+            job.describe_parts(pictures, settings.output, made)
+        else:
+            _describe_at_once(settings, job, pictures, made)
+    finally:  # also of what was done before a stop
+        for note in filter(None, (pictures.note(), *job.notes())):
+            log.warning(note)
+    is_part = parts.place()[1] > 1  # torchrun would end all processes for a broken picture
+    return cli.SOME_FAILED if job.n_failed and not is_part else cli.DONE
+
+
+def _describe_at_once(
+    settings: Settings, job: Job, pictures: Pictures, made: dict[str, Any]
+) -> None:
+    """Caption the pictures to the terminal, to a file, or to sidecars alone."""
+    sources, total = pictures.counted()
+    with _output(settings, made, one=pictures.is_one) as output:
+        if job.sidecars and not settings.output:
+            sources = job.sidecars.left(sources)
+        job.describe(sources, output, total and total - output.n_done)
+        n_there = output.n_done + (job.sidecars.n_kept if job.sidecars else 0)
+        if job.n_failed and not job.n_described and not n_there:
             raise SystemExit(cli.FAILED)  # an output file that was there stays as it is
-    if note := pictures.note():
-        log.warning(note)
-    if unfamiliar:
-        log.warning(about_unfamiliar(unfamiliar, n_described))
-    return cli.SOME_FAILED if n_failed else cli.DONE
 
 
 @contextmanager
-def _output(settings: Settings, captioner: Captioner, *, one: bool) -> Iterator[Output]:
+def _output(settings: Settings, made: dict[str, Any], *, one: bool) -> Iterator[Output]:
     """Where the captions go besides sidecars."""
     if settings.output:
-        made = {
-            "version": cli.VERSION,
-            "model": [integrity.fingerprint(path) for path in settings.checkpoint],
-            **{name: getattr(settings, name) for name in ("n_best", "sentence", "csv_separator")},
-            **asdict(captioner.search),
-        }
-        del made["banned_final_ids"]  # the model's
         with captions_file(
             settings.output,
             made,
@@ -176,21 +175,20 @@ def _output(settings: Settings, captioner: Captioner, *, one: bool) -> Iterator[
             overwrite=settings.overwrite,
         ) as file:
             yield file
-    elif settings.sidecar:
-        yield Nowhere()
     else:
-        yield Terminal(one=one, n_best=settings.n_best)
+        yield Nowhere() if settings.sidecar else Terminal(one=one, n_best=settings.n_best)
 
 
-@contextmanager
-def _told_at_the_end(sidecars: Sidecars | None) -> Iterator[None]:
-    """Say how many sidecars were written, also when the run is stopped."""
-    try:
-        yield
-    finally:
-        if sidecars:
-            written, kept = sidecars.n_written, sidecars.n_kept
-            log.info(f"{written:,} sidecars written, {kept:,} kept as they were")
+def _made(settings: Settings, captioner: Captioner) -> dict[str, Any]:
+    """What the captions depend on: a file made with something else is not resumed."""
+    made = {
+        "version": cli.VERSION,
+        "model": [integrity.fingerprint(path) for path in settings.checkpoint],
+        **{name: getattr(settings, name) for name in ("n_best", "sentence", "csv_separator")},
+        **asdict(captioner.search),
+    }
+    del made["banned_final_ids"]  # the model's
+    return made
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -51,8 +51,10 @@ IMPORTS = {  # file → the files of ours it may import
     },
     "captioner": {"checkpoint", "familiarity", "search", "pictures", "cli"},
     "outputs": {"captioner", "report", "pictures", "files", "cli"},
+    "parts": {"inputs", "outputs", "pictures", "cli"},
+    "job": {"parts", "captioner", "outputs", "sidecars", "inputs", "pictures", "cli"},
     "predict": {
-        *("captioner", "outputs", "sidecars", "inputs", "checkpoint", "integrity", "pictures"),
+        *("job", "parts", "captioner", "outputs", "sidecars", "inputs", "checkpoint", "integrity"),
         "cli",
     },
     "evaluate": {

@@ -1,0 +1,159 @@
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+
+import outputs
+import parts
+import predict
+
+N_PICTURES = 11
+
+
+@pytest.fixture
+def folder(trained, tmp_path, monkeypatch):
+    """Pictures in parts of three, one of which cannot be read; the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(parts, "BLOCK", 3)
+    sources = sorted((trained.data / "flickr30k_images").glob("*.png"))
+    Path("photos").mkdir()
+    for n in range(N_PICTURES):
+        shutil.copy(sources[n], f"photos/{n:02d}.png")
+    Path("photos/04.png").write_bytes(b"no picture")
+    return Path("photos")
+
+
+def run(trained, *flags):
+    model = ["--checkpoint", trained.checkpoints / "best.pt", "--batch-size", "3"]
+    try:
+        return predict.main([str(flag) for flag in [*model, *flags]])
+    except SystemExit as error:  # argparse's way
+        return error.code
+
+
+def run_of(monkeypatch, rank, n_processes, trained, *flags):
+    """As one of the processes that torchrun starts."""
+    with monkeypatch.context() as environment:
+        environment.setenv("RANK", str(rank))
+        environment.setenv("WORLD_SIZE", str(n_processes))
+        return run(trained, *flags)
+
+
+def merged(trained, suffix=".jsonl", status=1):
+    path = Path(f"merged{suffix}")
+    assert run(trained, "--merge", "out", "--output", path, "--overwrite") == status
+    return path.read_bytes()
+
+
+def at_once(trained, folder, suffix=".jsonl"):
+    path = Path(f"whole{suffix}")
+    assert run(trained, "--image", folder, "--output", path) == 1
+    return path.read_bytes()
+
+
+def make_tar(path, pictures):
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for picture in pictures:
+            archive.add(picture, arcname=picture.name)
+    return path
+
+
+@pytest.mark.parametrize("n_processes", [1, 2, 3])
+def test_parts_joined_are_what_one_run_writes(trained, folder, monkeypatch, n_processes):
+    for rank in range(n_processes):
+        flags = ("--image", folder, "--output", "out")
+        # A broken picture is no failure there: torchrun would end all processes for it.
+        assert run_of(monkeypatch, rank, n_processes, trained, *flags) == (n_processes == 1)
+    assert len(list(Path("out").glob("*.jsonl"))) == 4
+    assert merged(trained) == at_once(trained, folder)
+    assert merged(trained, ".csv") == at_once(trained, folder, ".csv")
+
+
+def test_any_number_of_processes_goes_on_with_what_is_there(trained, folder, monkeypatch, capsys):
+    write = outputs.CaptionsFile.write
+    n_written = 0
+
+    def stop_in_the_second_part(self, *args):
+        nonlocal n_written
+        n_written += 1
+        if n_written > 4:
+            raise KeyboardInterrupt
+        write(self, *args)
+
+    flags = ("--image", folder, "--output", "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs.CaptionsFile, "write", stop_in_the_second_part)
+        assert run_of(patch, 0, 2, trained, *flags) == 130
+    assert run(trained, "--merge", "out", "--output", "m.jsonl") == 2
+    assert "the last parts of out are missing" in capsys.readouterr().err
+    for rank in range(3):
+        assert run_of(monkeypatch, rank, 3, trained, *flags) == 0
+    assert "1 parts were whole" in capsys.readouterr().err
+    assert merged(trained) == at_once(trained, folder)
+
+
+def test_an_archive_is_a_part_called_as_it_is(trained, folder, capsys):
+    pictures = sorted(folder.iterdir())
+    shards = [make_tar(Path(f"shards/{n:05d}.tar"), pictures[3 * n : 3 * n + 3]) for n in range(3)]
+    with tarfile.open(shards[2]) as archive:
+        second = archive.getmembers()[1].offset_data
+    shards[2].write_bytes(shards[2].read_bytes()[: second + 10])
+    assert run(trained, "--image", *shards, "--output", "out") == 1
+    assert "cut off" in capsys.readouterr().err
+    written = [path.name for path in sorted(Path("out").glob("*.jsonl"))]
+    assert written == ["00000.jsonl", "00001.jsonl", "00002.jsonl"]
+    names = [json.loads(line)["image"] for line in merged(trained).splitlines()]
+    keys = ["00000.tar/00", "00000.tar/01", "00000.tar/02", "00001.tar/03", "00001.tar/05"]
+    assert names == [f"shards/{key}" for key in [*keys, "00002.tar/06"]]
+
+
+def test_archives_that_would_share_a_part_are_refused(trained, folder, capsys):
+    pictures = sorted(folder.iterdir())[:1]
+    shards = [make_tar(Path(f"{name}/0.tar"), pictures) for name in "ab"]
+    assert run(trained, "--image", *shards, "--output", "out") == 2
+    assert "two archives would share out/0.jsonl" in capsys.readouterr().err
+
+
+def test_what_was_made_otherwise_is_not_added_to(trained, folder, capsys):
+    assert run(trained, "--image", folder, "--output", "out") == 1
+    assert run(trained, "--image", folder, "--output", "out", "--beam-size", 2) == 2
+    assert "was written with --beam-size 3, not 2" in capsys.readouterr().err
+    (folder / "001.png").write_bytes((folder / "00.png").read_bytes())
+    assert run(trained, "--image", folder, "--output", "out") == 2
+    assert "was written with other pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["no part", "no last part", "another's", "shorter", "no folder"])
+def test_what_does_not_fit_together_is_not_joined(trained, folder, capsys, damage):
+    assert run(trained, "--image", folder, "--output", "out") == 1
+    part, record = Path("out/part-00001.jsonl"), Path("out/.part-00001.jsonl.run.json")
+    if damage == "no part":
+        part.unlink()
+    elif damage == "no last part":
+        Path("out/part-00003.jsonl").unlink()
+        Path("out/.part-00003.jsonl.run.json").unlink()
+    elif damage == "another's":
+        record.write_text(record.read_text().replace('"before": "', '"before": "x'))
+    elif damage == "shorter":
+        part.write_text(part.read_text().splitlines(keepends=True)[0])
+    else:
+        shutil.rmtree("out")
+    assert run(trained, "--merge", "out", "--output", "m.jsonl") == 2
+    err = capsys.readouterr().err
+    expected = {
+        "no part": "part 1 of out is missing or not whole",
+        "no last part": "the last parts of out are missing",
+        "another's": "out/part-00001.jsonl is not of the same pictures",
+        "shorter": "out/part-00001.jsonl was changed since it was written",
+        "no folder": "no parts in out",
+    }
+    assert expected[damage] in err
+    assert not Path("m.jsonl").exists()
+
+
+def test_merge_needs_an_output(trained, capsys):
+    assert run(trained, "--merge", "out") == 2
+    assert "--merge needs an --output" in capsys.readouterr().err
