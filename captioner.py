@@ -117,7 +117,7 @@ class Captioner:
         self,
         sources: Iterable[Source],
         *,
-        batch_size: int,
+        batch_size: int = 64,
         is_done: Callable[[Source], bool] = lambda _: False,
     ) -> Iterator[tuple[Source, list[Caption] | UserError]]:
         """Describe pictures, ``batch_size`` at once, while the next are read.

@@ -311,11 +311,12 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path / 'best.pt'}."
         )
     if not path.is_file():
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
         others = sorted(path.parent.glob(f"*/{path.name}"), key=lambda p: p.stat().st_mtime)
         hint = f" There is {others[-1]}." if others else ""
         raise UserError(
-            f"no checkpoint {path}: train one with `python train.py` (--demo needs no data), or "
-            f"name another.{hint}"
+            f"no checkpoint {path}{where}: train one with `python train.py` (--demo needs no data), "
+            f"or name another.{hint}"
         )
     try:
         content = integrity.read(path)

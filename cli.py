@@ -439,7 +439,7 @@ class Progress(Generic[T]):
     def __init__(self, items: Iterable[T], *, about: str, unit: str, total: int | None) -> None:
         if total is None and isinstance(items, Sized):
             total = len(items)
-        self._items, self._about, self._postfix = items, about, ""
+        self._items, self._about, self._postfix, self._total = items, about, "", total
         self._of_all = f"{'' if total is None else f'/{total:,}'} {unit}s"
 
     def set_postfix_str(self, text: str) -> None:
@@ -453,7 +453,10 @@ class Progress(Generic[T]):
             now = time.perf_counter()
             if now - logged_at > PROGRESS_EVERY:
                 logged_at, rate = now, n / (now - started_at)
-                log.info(f"{self._about}  {n:,}{self._of_all}, {rate:,.1f}/s{self._postfix}")
+                left = (self._total - n) / rate / 60 if self._total else 0
+                about = f"{self._about}  {n:,}{self._of_all}"
+                when = f", {left:,.0f} min left" if left >= 1 else ""
+                log.info(f"{about}, {rate:,.1f}/s{when}{self._postfix}")
 
 
 def device(name: str) -> torch.device:

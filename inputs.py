@@ -30,6 +30,7 @@ UNREAD_SUFFIXES = {  # of what people take for pictures, and is passed over in a
 SIGNATURES = re.compile(
     rb"(?s)\xff\xd8\xff|\x89PNG\r\n|GIF8|RIFF....WEBP|....ftypavi|\0{3}\x0cjP  "
 )
+ARCHIVES = (".tar", ".tar.gz", ".tgz")
 STDIN = "-"
 COUNTING = 0.3  # seconds, in which some 100,000 files are found
 
@@ -68,7 +69,7 @@ class Pictures:
     def is_one(self) -> bool:
         """Whether a single picture is given, and not what may hold several."""
         name = self.names[0]
-        is_plain = name != STDIN and not _is_list(name) and not name.lower().endswith(".tar")
+        is_plain = name != STDIN and not _is_list(name) and not name.lower().endswith(ARCHIVES)
         return len(self.names) == 1 and is_plain and not Path(name).is_dir()
 
     def __iter__(self) -> Iterator[Source]:
@@ -107,6 +108,11 @@ class Pictures:
                 return chain(ahead, found), None
         return ahead, len(ahead)
 
+    @property
+    def needs_heic(self) -> bool:
+        """Whether photos were passed over that could be read with one more package."""
+        return bool(HEIC_SUFFIXES & set(self.passed_over))
+
     def note(self) -> str:
         """What to say of pictures that were passed over; nothing if none were."""
         return _about(self.passed_over) if self.passed_over else ""
@@ -115,7 +121,7 @@ class Pictures:
         """The pictures that a list names."""
         names = 0
         for raw in _split(file, self._end):
-            name = os.fsdecode(raw if self._end == b"\0" else raw.strip())
+            name = os.fsdecode(raw if self._end == b"\0" else _bare(raw))
             if name:
                 names += 1
                 try:
@@ -131,7 +137,7 @@ class Pictures:
         path = Path(name)
         if path.is_dir():
             yield from self._below(path)
-        elif path.suffix.lower() == ".tar":
+        elif name.lower().endswith(ARCHIVES):
             yield Archive(path)
         else:
             yield Source(path, place=_place(path))
@@ -187,6 +193,13 @@ def _place(path: Path) -> Path:
     return path if is_below else Path(path.name)
 
 
+def _bare(line: bytes) -> bytes:
+    """A line without blanks around it, nor the quotes that Windows copies paths with."""
+    line = line.strip()
+    is_quoted = len(line) > 1 and line[:1] == line[-1:] == b'"'
+    return line[1:-1] if is_quoted else line
+
+
 def _split(file: BinaryIO, end: bytes) -> Iterator[bytes]:
     """The parts of a file of names, as they come: lines, or what ends with zero bytes.
 
@@ -219,6 +232,11 @@ class Archive:
 
     path: Path
 
+    @property
+    def stem(self) -> str:
+        """Its name without the suffix."""
+        return re.sub(r"(?i)\.(tar|tar\.gz|tgz)$", "", self.path.name)
+
     def pictures(self, *, with_content: bool = True) -> Iterator[Source]:
         """Its pictures, in its order.
 
@@ -226,7 +244,7 @@ class Archive:
         several with one key, all but the first by the whole name.
         """
         n_found, last_key = 0, ""
-        with _reported(self.path) as errors, tarfile.open(self.path, "r:") as archive:
+        with _reported(self.path) as errors, tarfile.open(self.path) as archive:
             for member in archive:
                 name = PurePosixPath(member.name)
                 is_picture = name.suffix.lower() in PICTURE_SUFFIXES
@@ -239,7 +257,7 @@ class Archive:
                 place = Path(name if str(key) == last_key else key)
                 last_key = str(key)
                 n_found += 1
-                yield Source(self.path / place, Path(self.path.stem, place), content)
+                yield Source(self.path / place, Path(self.stem, place), content)
             _require_end(archive)
             if not n_found:
                 raise UserError(f"no pictures in {one_line(str(self.path))}: give another --image.")
@@ -259,7 +277,7 @@ def _reported(path: Path) -> Iterator[list[UserError]]:
         errors.append(UserError(f"{name}: no such file."))
     except (tarfile.TarError, EOFError, ValueError) as error:
         reason = f"{name} is no tar archive, or cut off or damaged ({error})"
-        errors.append(UserError(f"{reason}: what comes before that is described."))
+        errors.append(UserError(f"{reason}: only what is whole in it is described."))
     except OSError as error:
         errors.append(UserError(f"{name} cannot be read: {error.strerror or error}."))
 

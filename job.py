@@ -50,7 +50,7 @@ class Job:
             sources, batch_size=self.batch_size, is_done=output.is_done
         )
         if not isinstance(output, Terminal) or not sys.stdout.isatty():  # they are the progress
-            described = cli.progress(described, about="pictures", unit="picture", total=total)
+            described = cli.progress(described, about="captioning", unit="picture", total=total)
         for source, captions in described:
             try:
                 if isinstance(captions, UserError):
@@ -70,7 +70,11 @@ class Job:
         for part in parts.of_this_process(pictures, folder, made):
             failed_before = self.n_failed
             with captions_file(
-                part.path, {**made, **part.identity}, separator=",", resume=True, overwrite=False
+                part.path,
+                {**made, **part.identity},
+                separator="comma",
+                resume=True,
+                overwrite=False,
             ) as output:
                 self.describe(part.sources, output)
                 n_failed = self.n_failed - failed_before
@@ -80,7 +84,10 @@ class Job:
         """What to say at the end."""
         if self.sidecars:
             written, kept = self.sidecars.n_written, self.sidecars.n_kept
-            yield f"{written:,} sidecars written, {kept:,} kept as they were"
+            yield f"{written:,} sidecar{'s' * (written != 1)} written, {kept:,} kept as they were"
+        if self.n_failed > 3 and self.n_described:  # scattered, they are not counted by eye
+            n = self.n_described + self.n_failed
+            yield f"{self.n_failed:,} of {n:,} pictures could not be done: see the errors above"
         if self.unfamiliar:
             yield self._about_unfamiliar()
 

@@ -26,7 +26,7 @@ from pictures import Source, one_line
 
 log = logging.getLogger(__name__)
 
-SEPARATORS = {",": ",", ";": ";", "tab": "\t"}  # of CSV, as flags name them
+SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t"}  # of CSV, as flags name them
 Rows = list[dict[str, Any]]  # the captions of a picture, best first: a value for each of COLUMNS
 COLUMNS = ["image", "rank", "caption", "log_prob", "log_prob_per_word", "familiarity"]
 OTHER = {"model": "another model", "before": "other pictures", "after": "other pictures"}
@@ -227,9 +227,8 @@ class CaptionsFile:
             return
         if there.exists() and not overwrite:
             what = "is of a run that was stopped" if there == self.part else "exists"
-            raise UserError(
-                f"{there} {what}: give --resume to go on with it, or --overwrite to replace it."
-            )
+            go_on = "--resume to go on with it, or " if record_of(there).exists() else ""
+            raise UserError(f"{there} {what}: give {go_on}--overwrite to replace it.")
         self.file = self.part.open("wb")
         _write_record(self.part, made)
         self._write(self.format.head)
@@ -241,11 +240,11 @@ class CaptionsFile:
         if is_finished and self.path.suffix == ".parquet":
             raise UserError(f"{there} is finished, and parquet cannot grow: give another --output.")
         end, pictures = self._find_records(there)
+        log.info(f"resumed     {there}, with {len(pictures):,} pictures")
         if pictures and not is_finished:  # perhaps not all captions of the last
             end = pictures.pop()[1]
         self._done = Counter(image for image, _ in pictures)
         self.n_done = self.n_pictures = len(pictures)
-        log.info(f"resumed     {there}, with {self.n_pictures:,} pictures")
         if is_finished:
             _write_record(self.part, self.made)
             shutil.copyfile(there, self.part)
@@ -303,7 +302,7 @@ class CaptionsFile:
         _write_record(self.path, {**self.made, **self.facts, "n_pictures": self.n_pictures})
         self.part.replace(self.path)
         record_of(self.part).unlink()
-        log.info(f"written to {self.path}")
+        log.info(f"written to {self.path}: {self.n_pictures:,} pictures")
 
     def stop(self) -> None:
         """Keep what there is, and say how to go on; a file without a picture is removed."""
@@ -342,11 +341,10 @@ def check_record(path: Path, made: Mapping[str, Any]) -> None:
         ) from None
     if different:
         name = different[0]
-        was = f"{flag(name)} {before[name]}, not {made[name]}"
-        raise UserError(
-            f"{path} was written with {OTHER.get(name, was)}: give the same again, or another "
-            "--output."
-        )
+        how = f"with {OTHER.get(name) or f'{flag(name)} {before[name]}, not {made[name]}'}"
+        if isinstance(made[name], bool):
+            how = f"{'without' if made[name] else 'with'} {flag(name)}"
+        raise UserError(f"{path} was written {how}: give the same again, or another --output.")
 
 
 def _pack_parquet(part: Path) -> None:
@@ -355,6 +353,7 @@ def _pack_parquet(part: Path) -> None:
 
     with part.open(encoding="utf-8") as lines:
         table = pd.DataFrame(map(json.loads, lines), columns=pd.Index(COLUMNS))
+    table = table.astype({"familiarity": "float64"})  # also of a model that has none
     with whole_file(part) as packed:
         table.to_parquet(packed, index=False)
 
@@ -381,6 +380,8 @@ def captions_file(
     if path.suffix == ".parquet" and not importlib.util.find_spec("pyarrow"):
         raise UserError("--output .parquet needs: pip install pyarrow. Or write .csv or .jsonl.")
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path} cannot be written in this folder: give another --output.")
     lock_file = path.with_name(f".{path.name}.lock")
     try:
         held = lock(lock_file)

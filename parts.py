@@ -71,7 +71,7 @@ def parts(pictures: Pictures, folder: Path) -> Iterator[Part]:
         block, following = following, next(blocks, None)
         before = listing.hexdigest()[:16]
         if isinstance(block, Archive):
-            path, sources = folder / f"{block.path.stem}.jsonl", block.pictures()
+            path, sources = folder / f"{block.stem}.jsonl", block.pictures()
             names = [str(block.path)]
         else:
             path, sources = folder / f"part-{number:05d}.jsonl", iter(block)

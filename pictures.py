@@ -43,7 +43,6 @@ OTHER_FILES = {  # how they begin → what they are
     rb"version https://git-lfs": "but a Git LFS pointer: fetch the pictures with git lfs pull",
     rb"\s*(<!--.*-->\s*)?<(!doctype html|html|head|body)": "but a web page: download it again",
     rb"\s*(<\?xml.*)?(<!.*)?<svg": "but an SVG drawing: convert it to PNG",
-    HEIC.pattern: "that can be read without help, but HEIC: pip install pillow-heif",
 }
 LARGEST, LONGEST = 2 * 10**9, 10**6  # bytes of memory for a picture, about; pixels of a side
 Image.MAX_IMAGE_PIXELS = LARGEST // 2  # Pillow warns above it, and refuses twice as many
@@ -186,7 +185,9 @@ def _identified(file: IO[bytes]) -> Image.Image:
     except UnidentifiedImageError:
         file.seek(0)
         head = file.read(512)
-    if HEIC.match(head) and importlib.util.find_spec(HEIC_PACKAGE):
+    if HEIC.match(head):
+        if not importlib.util.find_spec(HEIC_PACKAGE):
+            raise _Refusal("is HEIC: to read it, pip install pillow-heif")
         import pillow_heif
 
         pillow_heif.register_heif_opener()

@@ -50,21 +50,27 @@ class Settings(cli.SamplingSettings):
         None, "write to this .csv, .jsonl, .html or .parquet file, or in parts to this folder"
     )
     csv_separator: str = option(
-        ",", "of --output .csv; ; for spreadsheets with decimal commas", choices=(",", ";", "tab")
+        "comma",
+        "of .csv; semicolon: for spreadsheets with decimal commas",
+        choices=("comma", "semicolon", "tab"),
     )
     merge: Path | None = option(None, "join the parts in this folder into --output")
     resume: bool = option(False, "go on with --output, if it was begun before")
     overwrite: bool = option(False, "replace the output file if it exists")
     sidecar: str = option(
-        "", "write a file beside each picture: txt, caption, xmp", group="sidecars"
+        "",
+        "write a file of this kind beside each picture: txt, caption, xmp",
+        metavar="KIND",
+        group="sidecars",
     )
     existing: str = option(
         "keep",
-        "what to do with captions in sidecars",
+        "if there is a sidecar",
+        metavar="HOW",
         choices=("keep", "overwrite", "append", "prepend"),
     )
-    prefix: str = option("", "text before each caption of a sidecar")
-    suffix: str = option("", "text after it")
+    prefix: str = option("", "text before each caption of a sidecar", metavar="TEXT")
+    suffix: str = option("", "text after it", metavar="TEXT")
     sidecar_folder: Path | None = option(None, "where sidecars go, if not beside the pictures")
     quiet: bool = option(False, "no progress and notes, only results and errors", group="run")
     debug: bool = option(False, "show where an error comes from")
@@ -82,9 +88,16 @@ class Settings(cli.SamplingSettings):
                 f"--output must end in .csv, .jsonl, .html or .parquet, or be a folder, got "
                 f"{self.output}"
             )
-        if self.resume and (self.overwrite or not self.output):
-            raise ValueError("--resume goes on with an --output, and so not with --overwrite")
-        if not self.sidecar and (self.sidecar_folder or self.prefix or self.suffix):
+        if self.resume and self.overwrite:
+            raise ValueError("--resume goes on with a file that --overwrite would replace")
+        if (self.resume or self.overwrite) and not self.output:
+            raise ValueError(
+                "--resume and --overwrite are of --output; for sidecars see --existing"
+            )
+        if self.csv_separator != "comma" and not (self.output and self.output.suffix == ".csv"):
+            raise ValueError("--csv-separator is for --output captions.csv")
+        changed = self.sidecar_folder or self.prefix or self.suffix or self.existing != "keep"
+        if changed and not self.sidecar:
             raise ValueError("which sidecars? Give --sidecar txt, caption or xmp")
 
 
@@ -144,9 +157,10 @@ def predict(settings: Settings, given: frozenset[str]) -> int:
             _describe_at_once(settings, job, pictures, made)
     finally:  # also of what was done before a stop
         for note in filter(None, (pictures.note(), *job.notes())):
-            log.warning(note)
+            log.log(logging.ERROR if pictures.needs_heic else logging.WARNING, note)
     is_part = parts.place()[1] > 1  # torchrun would end all processes for a broken picture
-    return cli.SOME_FAILED if job.n_failed and not is_part else cli.DONE
+    has_failed = job.n_failed > 0 or pictures.needs_heic
+    return cli.SOME_FAILED if has_failed and not is_part else cli.DONE
 
 
 def _describe_at_once(
@@ -185,6 +199,7 @@ def _made(settings: Settings, captioner: Captioner) -> dict[str, Any]:
         "version": cli.VERSION,
         "model": [integrity.fingerprint(path) for path in settings.checkpoint],
         **{name: getattr(settings, name) for name in ("n_best", "sentence", "csv_separator")},
+        "temperature": captioner.search.temperature,  # before what depends on it
         **asdict(captioner.search),
     }
     del made["banned_final_ids"]  # the model's

@@ -189,8 +189,8 @@ class Sidecars:
             return _merged_text(old, captions, self._existing)
         except Refusal as refusal:
             raise UserError(
-                f"{one_line(str(path))} {refusal}: left as it is. Mend or remove it, or give "
-                "another --sidecar."
+                f"{one_line(str(path))} {refusal}: left as it is. Remove it, or give another "
+                "--sidecar or --sidecar-folder."
             ) from refusal
 
 

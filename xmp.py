@@ -63,7 +63,7 @@ def merged(old: bytes, caption: str, existing: str) -> bytes:
         at = rdf.inner + len(data[rdf.inner : rdf.inner_end].rstrip())
         return _filled(data, rdf, _xml(NEW_NODE, about, caption, like=data), at, at)
     if len(texts) > 1 or not found:
-        raise Refusal("has its description as an attribute, or several")
+        raise Refusal("has several descriptions, or one in a form that is not merged (attribute)")
     element = _place_of_text(found[0])
     start, end = element.inner, element.inner_end
     raw = data[start:end]

@@ -555,7 +555,8 @@ def test_where_stderr_is_no_terminal_progress_is_lines_in_the_log(
             bar.set_postfix_str(f"loss {n}.5")
 
     assert cli.run(job, Settings()) == 0
-    wanted = [f"{line}1.0/s, loss {n}.5" for n, line in enumerate(lines)]
+    left = ", 20 min left" if total == 1200 else ""
+    wanted = [f"{line}1.0/s{left}, loss {n}.5" for n, line in enumerate(lines)]
     assert capsys.readouterr().err.splitlines() == wanted
     assert cli.run(job, Settings(quiet=True)) == 0
     assert capsys.readouterr().err == ""
@@ -576,7 +577,7 @@ def test_a_line_of_progress_comes_every_half_minute(monkeypatch, caplog):
         "xe 1/8  8/12 steps",
         "xe 1/8  12/12 steps",
     ]
-    assert caplog.messages[0].endswith("steps, 0.1/s")
+    assert caplog.messages[0].endswith("steps, 0.1/s, 1 min left")
 
 
 def test_on_a_terminal_progress_is_a_bar(monkeypatch, capsys):

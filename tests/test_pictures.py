@@ -104,13 +104,15 @@ def test_what_a_name_promises_and_a_file_is_not_is_told(tmp_path, monkeypatch):
         "an empty file": b"",
         "a web page": b"\n<!DOCTYPE html>\n<html><body>404</body></html>",
         "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
-        "HEIC: pip install": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
         "an SVG drawing": b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>',
     }
     for words, content in contents.items():
         (tmp_path / "a.jpg").write_bytes(content)
         with pytest.raises(UserError, match=f"a.jpg is not a picture .*{words}"):
             read_image(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    with pytest.raises(UserError, match=r"a.jpg is HEIC: to read it, pip install pillow-heif"):
+        read_image(tmp_path / "a.jpg")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such files")

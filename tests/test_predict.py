@@ -245,7 +245,7 @@ def test_a_folder_of_nothing_but_heic_says_what_it_needs(trained, tmp_path, caps
     assert "1 file passed over: 1 .heic (HEIC needs: pip install pillow-heif)" in err
     assert len(err.splitlines()) == 1
     assert run(trained, "--image", tmp_path / "IMG_0001.HEIC") == 2
-    assert "but HEIC: pip install pillow-heif" in capsys.readouterr().err
+    assert "is HEIC: to read it, pip install pillow-heif" in capsys.readouterr().err
 
 
 def test_heic_is_read_where_it_can_be(trained, folder, capsys):
@@ -443,13 +443,16 @@ def test_sidecars_for_pictures_of_a_list_on_standard_input(trained, folder, caps
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--resume"], "--resume goes on with an --output"),
-        (["--resume", "--overwrite", "--output", "c.csv"], "not with --overwrite"),
+        (["--resume"], "--resume and --overwrite are of --output"),
+        (["--sidecar", "txt", "--overwrite"], "for sidecars see --existing"),
+        (["--resume", "--overwrite", "--output", "c.csv"], "that --overwrite would replace"),
+        (["--existing", "append"], "Give --sidecar"),
+        (["--csv-separator", "tab"], "--csv-separator is for --output captions.csv"),
         (["--prefix", "a photo of "], "Give --sidecar"),
         (["--sidecar", "jpg"], "jpg"),
         (["--sidecar", "a/b"], "--sidecar must be a suffix"),
-        (["--existing", "keep_it"], "--existing must be one of"),
-        (["--csv-separator", "|"], "--csv-separator must be one of"),
+        (["--sidecar", "txt", "--existing", "keep_it"], "--existing must be one of"),
+        (["--csv-separator", "|"], "--csv-separator must be one of comma, semicolon, tab"),
         (["--image", "@missing.txt"], "missing.txt, a list of pictures, is not there"),
     ],
 )

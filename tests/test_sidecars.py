@@ -496,16 +496,19 @@ def test_a_description_of_plain_text_stays_one(tmp_path, file_with, old):
             DARKTABLE % "<dc:description xml:lang='fr'>Un chien</dc:description>",
             "has a description that is not simply text",
         ),
-        (DARKTABLE % ("<dc:description>A</dc:description>" * 2), "has its description as an attri"),
+        (
+            DARKTABLE % ("<dc:description>A</dc:description>" * 2),
+            "has several descriptions, or one in a form",
+        ),
         (
             (DARKTABLE % "").replace('rdf:about=""', 'rdf:about="" dc:description="A dog"'),
-            "has its description as an attribute",
+            "has several descriptions, or one in a form that is not merged",
         ),
     ],
 )
 def test_a_file_that_cannot_be_merged_into_is_left(tmp_path, before, reason):
     before = before if isinstance(before, bytes) else before.encode()
-    message = rf"photo\.jpg\.xmp (is )?{reason}.*: left as it is\. Mend or remove it, or"
+    message = rf"photo\.jpg\.xmp (is )?{reason}.*: left as it is\. Remove it, or"
     for existing in ("overwrite", "append", "prepend"):
         with pytest.raises(UserError, match=message):
             written(tmp_path, "xmp", before, ["B"], existing=existing)
