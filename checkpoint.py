@@ -315,7 +315,7 @@ def _read(path: Path) -> dict[str, Any]:
         others = sorted(path.parent.glob(f"*/{path.name}"), key=lambda p: p.stat().st_mtime)
         hint = f" There is {others[-1]}." if others else ""
         raise UserError(
-            f"no checkpoint {path}{where}: train one with `python train.py` (--demo needs no data), "
+            f"no checkpoint {path}{where}: train one by `python train.py` (--demo needs no data), "
             f"or name another.{hint}"
         )
     try:

@@ -12,7 +12,6 @@ are the least familiar, for a person to look at.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -55,13 +54,10 @@ def nearest(features: Tensor, others: Tensor, k: int) -> Tensor:
     return 1 - cosines.topk(k).values.mean(dim=1)
 
 
-def false_alarms(train_features: Tensor, val_features: Tensor) -> list[float]:
+def false_alarms(residuals: Tensor) -> list[float]:
     """The share of one half of the validation photos that the other half's residuals accuse."""
     shares = []
     generator = torch.Generator().manual_seed(0)
-    whole = fit(train_features, val_features)
-    assert whole is not None
-    residuals = residuals_of(whole, val_features)
     for _ in range(HALVINGS):
         one, other = torch.randperm(len(residuals), generator=generator).tensor_split(2)
         shares.append(found(residuals[one], residuals[other]))
@@ -122,7 +118,10 @@ def main() -> None:
             name: nearest(features[name], features["train"], 10) for name in best
         },
     }
-    print("| measure | AUC | odd pictures found at 5 % false alarms |\n|---|---|---|")
+    print(
+        f"{len(features['val']):,} validation photos, {len(paths)} odd pictures\n\n"
+        "| measure | AUC | odd pictures found at 5 % false alarms |\n|---|---|---|"
+    )
     results = {}
     for name, values in strangeness.items():
         results[name] = area, share = auc(**values_of(values)), found(**values_of(values))
@@ -161,30 +160,31 @@ def main() -> None:
         times = in_turn(jobs, ROUNDS)
     cost = 100 * times["rate"] / REPEATS / (times["encode"] + times["decode"])
     microseconds = 1e6 * times["rate"].mean() / REPEATS / len(vectors)
-    alarms = {"one half of val by the other": false_alarms(features["train"], features["val"])}
-    for name, rows in (("test photos", "test"), ("training photos not used", "train")):
+    alarms = {"one half of val by the other": false_alarms(residuals_of(familiar, features["val"]))}
+    for name, rows in (("test photos", "test"), ("training photos not used for it", "train")):
         theirs = features.get(rows)
         if rows == "train" and theirs is not None:
             theirs = theirs[~is_used]
         if theirs is not None and len(theirs):
             accused = (familiar.of_features(theirs) < UNFAMILIAR).double().mean().item()
             alarms[f"{len(theirs):,} {name}"] = [accused]
-    own, (area, share) = next(iter(results.items()))
-    n_others = f"{len(features['val']):,} validation photos and {len(paths)} odd pictures"
+    own = next(iter(results))
+    rows = [
+        row
+        for name, (area, share) in results.items()
+        for row in (
+            Row(f"AUC, {name}", [area], "", 0.9 if name == own else None),
+            Row(f"odd pictures found, {name}", [100 * share], "%", 70 if name == own else None),
+        )
+    ]
+    rows += [
+        Row(f"false alarms, {name}", [100 * one for one in shares], "%", None)
+        for name, shares in alarms.items()
+    ]
+    note = f"batches of {BATCH_SIZE}, {microseconds:.0f} microseconds a picture"
+    rows.append(Row("cost, of encoding and decoding", list(cost), "%", 1, at_most=True, note=note))
     print()
-    tell(
-        [
-            Row(f"AUC, {own}", [area], "", 0.9, note=n_others),
-            Row("odd pictures found at 5 % false alarms", [100 * share], "%", 70, note=n_others),
-            *(
-                Row(f"false alarms, {name}", [100 * one for one in shares], "%", None)
-                for name, shares in alarms.items()
-            ),
-            Row("cost, of encoding and decoding a picture", list(cost), "%", 1, at_most=True,
-                note=f"batches of {BATCH_SIZE}, {microseconds:.0f} microseconds a picture"),
-        ]
-    )  # fmt: skip
-    print(json.dumps({"directions": n_directions, "measures": results}))
+    tell(rows)
 
 
 def values_of(values: dict[str, Tensor]) -> dict[str, Tensor]:
