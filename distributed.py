@@ -1,0 +1,157 @@
+"""Several processes as one: ``torchrun --nproc-per-node N train.py``.
+
+All make the same plan of batches and take their parts of each. Gradients of sums, divided by the
+words of the whole batch, are added: N train what one trains. (The mean of the processes' means
+would weigh words unequally.) The first alone writes. With one nothing here costs anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import cli
+from cli import UserError
+
+T = TypeVar("T")
+
+# Seconds a process waits for the others, at the most for their parts of pictures to be encoded.
+TIMEOUT = float(os.environ.get("DISTRIBUTED_TIMEOUT", 1800))
+STEPS_BETWEEN_CHECKS = 8  # for a stop, on a GPU: each makes the host wait
+
+rank, size = 0, 1  # of this process, of the group
+
+
+class VanishedError(UserError):
+    """Another process has ended, or does not answer."""
+
+
+def start(device: torch.device) -> torch.device:
+    """Join the other processes if torchrun started several; returns this one's own device."""
+    global rank, size
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return device
+    n_local, place = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+    if device.type == "cuda":
+        if (n_gpus := torch.cuda.device_count()) < n_local:
+            raise UserError(f"{n_gpus} GPU(s) here: give torchrun --nproc-per-node {n_gpus}.")
+        torch.cuda.set_device(device := torch.device("cuda", place))
+    elif device.type != "cpu":
+        raise UserError(f"several processes cannot train on {device}: give --device cpu.")
+    # torchrun sets 1 where nothing is set. Another number is sure to be the user's, and stays.
+    if os.environ.get("OMP_NUM_THREADS") == "1":
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // n_local))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    with _explained():
+        dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT))
+    rank, size = dist.get_rank(), dist.get_world_size()
+    if rank:
+        logging.getLogger().setLevel(logging.ERROR)
+    return device
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # what torch.distributed raises
+        raise VanishedError(
+            f"process {rank} on {socket.gethostname()} lost another, which has ended or did not "
+            f"answer for {TIMEOUT:,.0f} seconds: look for what it said, then give --resume."
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes."""
+    return rank == 0
+
+
+def part(items: Sequence[T]) -> Sequence[T]:
+    """This process's part of what all have; perhaps nothing."""
+    return items[rank::size]
+
+
+def everyones(value: T) -> list[T]:
+    """The value of each process, in all of them; each waits for the others."""
+    values: list[Any] = [value] * size
+    if size > 1:
+        with _explained():
+            dist.all_gather_object(values, value)
+    return values
+
+
+def barrier() -> None:
+    """Wait until all are here."""
+    everyones(None)
+
+
+def same(value: T) -> T:
+    """The first process's value."""
+    return everyones(value if is_first() else None)[0]  # type: ignore[return-value]
+
+
+def gathered(mine: Sequence[T]) -> list[T]:
+    """What all have made of their ``part``, in the order of the whole."""
+    shares = everyones(list(mine))
+    return [shares[i % size][i // size] for i in range(sum(map(len, shares)))]
+
+
+class Gradients:
+    """The gradients of a step, views of one flat buffer that is added over the processes at once.
+
+    At its end are two losses and how many processes were told to stop.
+    """
+
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        """Make room for those weights that train."""
+        self.weights = [weight for weight in weights if weight.requires_grad]
+        self.caught: list[int] = []  # signals
+        if size > 1:
+            sizes = [weight.numel() for weight in self.weights]
+            self.flat = self.weights[0].new_zeros(sum(sizes) + 3)
+            *parts, self.extra = self.flat.split([*sizes, 3])
+            for weight, grad in zip(self.weights, parts, strict=True):
+                weight.grad = grad.as_strided(weight.shape, weight.stride())  # as AdamW needs them
+
+    def clear(self) -> None:
+        """Begin a step."""
+        if size > 1:
+            self.flat.zero_()
+        else:
+            for weight in self.weights:
+                weight.grad = None
+
+    def add_up(self, mean: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the gradients of all processes, and these losses, which are returned."""
+        if size > 1:
+            for i, number in enumerate((mean.detach(), total, len(self.caught))):
+                self.extra[i] = number
+            with _explained():
+                dist.all_reduce(self.flat)
+            mean, total, _ = self.extra.clone()
+        return mean, total
+
+    def until_stopped(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches; a signal to any process ends all of them after the same step."""
+        if size == 1:
+            yield from batches
+            return
+        every = 1 if self.flat.device.type == "cpu" else STEPS_BETWEEN_CHECKS
+        with cli.finish_before_stopping() as self.caught:
+            for step, batch in enumerate(batches, start=1):
+                yield batch
+                if step % every == 0 and self.extra[2] > 0:
+                    self.caught[:] = self.caught or [signal.SIGTERM]
+                    return
