@@ -22,18 +22,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 import cli
-from cli import UserError
 
 T = TypeVar("T")
 
-# Seconds a process waits for the others, at the most for their parts of pictures to be encoded.
-TIMEOUT = float(os.environ.get("DISTRIBUTED_TIMEOUT", 1800))
+TIMEOUT = float(os.environ.get("DISTRIBUTED_TIMEOUT", 1800))  # seconds; encoding takes long
 STEPS_BETWEEN_CHECKS = 8  # for a stop, on a GPU: each makes the host wait
-
 rank, size = 0, 1  # of this process, of the group
 
 
-class VanishedError(UserError):
+class VanishedError(cli.UserError):
     """Another process has ended, or does not answer."""
 
 
@@ -45,17 +42,17 @@ def start(device: torch.device) -> torch.device:
     n_local, place = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
     if device.type == "cuda":
         if (n_gpus := torch.cuda.device_count()) < n_local:
-            raise UserError(f"{n_gpus} GPU(s) here: give torchrun --nproc-per-node {n_gpus}.")
+            raise cli.UserError(f"{n_gpus} GPU(s) here: give torchrun --nproc-per-node {n_gpus}.")
         torch.cuda.set_device(device := torch.device("cuda", place))
     elif device.type != "cpu":
-        raise UserError(f"several processes cannot train on {device}: give --device cpu.")
+        raise cli.UserError(f"several processes cannot train on {device}: give --device cpu.")
     # torchrun sets 1 where nothing is set. Another number is sure to be the user's, and stays.
     if os.environ.get("OMP_NUM_THREADS") == "1":
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // n_local))
-    backend = "nccl" if device.type == "cuda" else "gloo"
     with _explained():
-        dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT))
+        group = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(group, timeout=timedelta(seconds=TIMEOUT))
     rank, size = dist.get_rank(), dist.get_world_size()
     if rank:
         logging.getLogger().setLevel(logging.ERROR)
@@ -109,19 +106,15 @@ def gathered(mine: Sequence[T]) -> list[T]:
 
 
 class Gradients:
-    """The gradients of a step, views of one flat buffer that is added over the processes at once.
-
-    At its end are two losses and how many processes were told to stop.
-    """
+    """The gradients of a step, views of one flat buffer that is added over the processes."""
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
-        """Make room for those weights that train."""
         self.weights = [weight for weight in weights if weight.requires_grad]
         self.caught: list[int] = []  # signals
         if size > 1:
             sizes = [weight.numel() for weight in self.weights]
             self.flat = self.weights[0].new_zeros(sum(sizes) + 3)
-            *parts, self.extra = self.flat.split([*sizes, 3])
+            *parts, self.extra = self.flat.split([*sizes, 3])  # two losses, how many got a signal
             for weight, grad in zip(self.weights, parts, strict=True):
                 weight.grad = grad.as_strided(weight.shape, weight.stride())  # as AdamW needs them
 
@@ -136,8 +129,7 @@ class Gradients:
     def add_up(self, mean: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
         """Add the gradients of all processes, and these losses, which are returned."""
         if size > 1:
-            for i, number in enumerate((mean.detach(), total, len(self.caught))):
-                self.extra[i] = number
+            self.extra[0], self.extra[1], self.extra[2] = mean.detach(), total, len(self.caught)
             with _explained():
                 dist.all_reduce(self.flat)
             mean, total, _ = self.extra.clone()

@@ -25,6 +25,14 @@ class Share(NamedTuple):
         return Share(self.n * times, (self.rows.unsqueeze(1) * times + offsets).flatten())
 
 
+class Whole(NamedTuple):
+    """The batch of all processes: its words, and which rows of it one process has."""
+
+    n_words: int
+    captions: Share
+    images: Share
+
+
 def drawn_like(like: Tensor, share: Share | None, draw: Callable[[Tensor], Tensor]) -> Tensor:
     """Random float32 numbers in the shape of ``like``, (B, ...).
 

@@ -248,6 +248,11 @@ class Reading:
         return self.n_words / max(self.seconds, 1e-9)
 
 
+def is_better(scores: dict[str, float], others: dict[str, float]) -> bool:
+    """By CIDEr; on very few images that is always 0, and the loss decides."""
+    return (scores["CIDEr"], -scores["loss"]) > (others["CIDEr"], -others["loss"])
+
+
 @dataclass(frozen=True)
 class Stage:
     """A part of the training: what learns, from what, how fast, for how long.

@@ -22,7 +22,7 @@ from torch import Tensor
 import distributed
 from cli import UserError
 from corpus import Example
-from draws import Share
+from draws import Share, Whole
 from languages import CLITICS, NEVER_FINAL, SIDES, UNSPACED
 from model import END, PAD, START, UNK
 
@@ -262,14 +262,6 @@ class Flickr30k:
         other = copy.copy(self)
         other.features, other.pixels = features, None
         return other
-
-
-class Whole(NamedTuple):
-    """The batch of all processes: its words, and which rows of it one process has."""
-
-    n_words: int
-    captions: Share
-    images: Share
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ import logs
 from checkpoint import Checkpoint
 from cli import UserError
 from integrity import restore_optimizer
-from learning import Loss, LossFunction, Meter, Reading, Stage, TrainState
+from learning import Loss, LossFunction, Meter, Reading, Stage, TrainState, is_better
 from loader import Batch, Flickr30k, Plan, batches, plan_batches
 from pictures import augment
 from resnet import ALL_LAYERS, BLOCKS_PER_LAYER
@@ -361,11 +361,6 @@ def augmented(batch: Batch, dataset: Flickr30k, stage: Stage) -> Tensor:
         return batch.pixels
     may_mirror, share = dataset.may_mirror[batch.image_index], batch.whole and batch.whole.images
     return augment(batch.pixels, may_mirror, crop=stage.crop, share=share)
-
-
-def is_better(scores: dict[str, float], others: dict[str, float]) -> bool:
-    """By CIDEr; on very few images that is always 0, and the loss decides."""
-    return (scores["CIDEr"], -scores["loss"]) > (others["CIDEr"], -others["loss"])
 
 
 def record_epoch(
