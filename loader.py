@@ -411,7 +411,7 @@ def _indices(dataset: Flickr30k, captions: np.ndarray) -> _Indices:
 def _whole(dataset: Flickr30k, captions: list[int], rows: Tensor) -> Whole:
     n_words = int((dataset.lengths[captions] - 1).sum())
     n_images = len(np.unique(dataset.caption_to_image[captions]))
-    image_rows = torch.arange(distributed.rank, n_images, distributed.size, device=rows.device)
+    image_rows = torch.arange(n_images, device=rows.device)[distributed.rank :: distributed.size]
     return Whole(n_words, Share(len(captions), rows), Share(n_images, image_rows))
 
 
