@@ -102,12 +102,10 @@ def is_restarted(folder: Path) -> bool:
     The number of restarts alone does not tell: a process may have been killed before its run had
     saved anything, and what is here is an earlier run's.
     """
-    if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
-        return False
     path = folder / "last.pt"
-    return (
-        path.is_file() and checkpoint.load(path).training.get("torchrun") == torchrun()["torchrun"]
-    )
+    if not distributed.restarts or not path.is_file():
+        return False
+    return checkpoint.load(path).training.get("torchrun") == torchrun().get("torchrun")
 
 
 def torchrun() -> dict[str, str]:

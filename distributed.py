@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,6 +27,7 @@ T = TypeVar("T")
 TIMEOUT = float(os.environ.get("DISTRIBUTED_TIMEOUT", 1800))  # seconds; encoding takes long
 STEPS_BETWEEN_CHECKS = 8  # for a stop, on a GPU: each makes the host wait
 rank, size = 0, 1  # of this process, of the group
+restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 class VanishedError(cli.UserError):
@@ -36,7 +36,7 @@ class VanishedError(cli.UserError):
 
 def start(device: torch.device) -> torch.device:
     """Join the other processes if torchrun started several; returns this one's own device."""
-    global rank, size
+    global rank, size, restarts
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return device
     n_local, place = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
@@ -47,13 +47,16 @@ def start(device: torch.device) -> torch.device:
     elif device.type != "cpu":
         raise cli.UserError(f"several processes cannot train on {device}: give --device cpu.")
     # torchrun sets 1 where nothing is set. Another number is sure to be the user's, and stays.
-    if os.environ.get("OMP_NUM_THREADS") == "1":
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // n_local))
+    if os.environ.get("OMP_NUM_THREADS") == "1" and hasattr(os, "sched_getaffinity"):
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // n_local))
+    backend, timeout = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=TIMEOUT)
+    # A restart on one machine meets the old keys in torchrun's store (pytorch/pytorch#135712).
+    attempt = str(restarts) if os.environ["GROUP_WORLD_SIZE"] == "1" else ""
     with _explained():
-        group = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(group, timeout=timedelta(seconds=TIMEOUT))
-    rank, size = dist.get_rank(), dist.get_world_size()
+        store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+        store = dist.PrefixStore(attempt, store)
+        dist.init_process_group(backend, None, timeout, size, rank, store)
+        restarts = max(everyones(restarts))  # each machine counts its own
     if rank:
         logging.getLogger().setLevel(logging.ERROR)
     return device
@@ -81,17 +84,12 @@ def part(items: Sequence[T]) -> Sequence[T]:
 
 
 def everyones(value: T) -> list[T]:
-    """The value of each process, in all of them; each waits for the others."""
+    """The value of each process, in all of them; as each waits for the others, a barrier."""
     values: list[Any] = [value] * size
     if size > 1:
         with _explained():
             dist.all_gather_object(values, value)
     return values
-
-
-def barrier() -> None:
-    """Wait until all are here."""
-    everyones(None)
 
 
 def same(value: T) -> T:

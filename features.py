@@ -151,7 +151,7 @@ def _load(
     paths = list(identity_of)
     if distributed.size > 1:  # each computes its part into a shard of its own, and reads all
         complete(distributed.part(paths))
-        distributed.barrier()
+        distributed.everyones(None)
         shards.read()
     complete(paths)
     kept = [i for i, e in enumerate(examples) if identity_of[e.path] in shards.places]

@@ -146,7 +146,7 @@ class Run:
 
     def load_best(self) -> Checkpoint:
         """Read ``best.pt`` and take over its weights."""
-        distributed.barrier()  # it is written
+        distributed.everyones(None)  # it is written
         best = checkpoint.load(self.folder / "best.pt", self.model.device)
         self.model.load_state_dict(best.model.state_dict())
         return best
