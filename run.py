@@ -279,6 +279,8 @@ def load_data(settings: Mapping[str, Any], last: Checkpoint | None) -> Corpus:
     """The data set: fit for training, and the same as before if a run is resumed."""
     data = Path(settings["data"])
     if settings["demo"]:
+        if distributed.size > 1:
+            raise UserError("--demo is for one process: leave torchrun out.")
         demo.draw_data(data, size=settings["image_size"])
     if last and not data.exists():
         raise UserError(f"{data}, the data of the run, is not there: give --data.")
