@@ -402,15 +402,15 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG00
 
 
 @contextmanager
-def finish_before_stopping() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back until the block is done, so that it is done whole."""
+def finish_before_stopping() -> Iterator[list[int]]:
+    """Hold Ctrl-C and SIGTERM back until the block is done; gives those that are held."""
     held: list[int] = []
     handlers = {
         number: signal.signal(number, lambda number, _: held.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        yield
+        yield held
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

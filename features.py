@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import distributed
 from cli import UserError, progress
 from corpus import Example
 from files import lock, whole_file
@@ -93,7 +94,7 @@ def load_features(
     device, precision = model.device, "f32"
     if has_bfloat16(device):
         precision = f"bf16-{device.type}"  # rounded otherwise on another kind of device
-    name = f"{model.options['encoder']}-{_fingerprint(model.encoder)}-{image_size}"
+    name = f"{model.options['encoder']}-{fingerprint(model.encoder)}-{image_size}"
     folder = cache / f"{name}-{precision}-v{CACHE_VERSION}"
     shards = _Shards(folder, (model.feature_size,), np.dtype(np.float32))
 
@@ -106,14 +107,23 @@ def load_features(
 
 
 def encode_all(pixels: Pixels, model: ImageCaptioningModel) -> Tensor:
-    """The features of N pictures by the encoder as it is now: (N, F) on the model's device."""
+    """The features of N pictures by the encoder as it is now: (N, F) on the model's device.
+
+    Of several processes each encodes a part.
+    """
     encode = model.make_encoder()
+    mine = distributed.part(range(len(pixels)))
     with torch.inference_mode():
         parts = [
-            encode(torch.stack([pixels[i] for i in part]).to(model.device))
-            for part in torch.arange(len(pixels)).split(BATCH_SIZE)
+            encode(
+                torch.stack([pixels[i] for i in mine[start : start + BATCH_SIZE]]).to(model.device)
+            )
+            for start in range(0, len(mine), BATCH_SIZE)
         ]
-        return torch.cat(parts)
+        if distributed.size == 1:
+            return torch.cat(parts)
+        rows = distributed.gathered([row for part in parts for row in part.cpu().numpy()])
+        return torch.from_numpy(np.stack(rows)).to(model.device)
 
 
 def _load(
@@ -131,20 +141,25 @@ def _load(
             a row is missing.
         image_size: S.
     """
-    identities = [_identity(example.path) for example in examples]
-    missing = {
-        example.path: identity
-        for example, identity in zip(examples, identities, strict=True)
-        if identity not in shards.places
-    }
-    if missing:
-        _compute(missing, shards, make_compute(), image_size)
-    pairs = zip(examples, identities, strict=True)
-    kept = [(example, identity) for example, identity in pairs if identity in shards.places]
+    identity_of = {example.path: _identity(example.path) for example in examples}
+
+    def complete(paths: Sequence[Path]) -> None:
+        missing = {p: identity_of[p] for p in paths if identity_of[p] not in shards.places}
+        if missing:
+            _compute(missing, shards, make_compute(), image_size)
+
+    paths = list(identity_of)
+    if distributed.size > 1:  # each computes its part into a shard of its own, and reads all
+        complete(distributed.part(paths))
+        distributed.everyones(None)
+        shards.read()
+    complete(paths)
+    kept = [i for i, e in enumerate(examples) if identity_of[e.path] in shards.places]
+    kept = distributed.same(kept)  # a picture may be unreadable in one place only
     if not kept:
         raise UserError(f"none of the {len(examples):,} pictures can be read.")
-    rows = Rows([shards.places[identity] for _, identity in kept])
-    return [example for example, _ in kept], rows
+    rows = Rows([shards.places[identity_of[examples[i].path]] for i in kept])
+    return [examples[i] for i in kept], rows
 
 
 def _compute(
@@ -203,7 +218,11 @@ class _Shards:
         self.folder, self.shape, self.dtype = folder, shape, dtype
         self.places: dict[str, tuple[np.ndarray, int]] = {}
         self._clean()
-        for index in sorted(folder.glob("*.json")):
+        self.read()
+
+    def read(self) -> None:
+        """Know the rows that are listed by now."""
+        for index in sorted(self.folder.glob("*.json")):
             try:
                 pictures = json.loads(index.read_text(encoding="utf-8"))
                 self.add(pictures, self.map(index.with_suffix(".bin"), len(pictures)))
@@ -347,7 +366,7 @@ def _identity(path: Path) -> str:
     return f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
 
 
-def _fingerprint(module: torch.nn.Module) -> str:
+def fingerprint(module: torch.nn.Module) -> str:
     """A short hash of a module's weights."""
     digest = hashlib.sha256()
     for name, value in module.state_dict().items():

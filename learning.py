@@ -27,11 +27,11 @@ STAGES = ("xe", "finetune", "scst")  # of a training, in their order; see train.
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss of a batch."""
+    """The loss of a batch, or of a process's part of one: those of all parts add up."""
 
-    mean: Tensor  # to be minimised
+    mean: Tensor  # to be minimised: a sum divided by what there is in the whole batch
     total: Tensor  # to be logged: a sum of nats, or of rewards; no gradient
-    count: int  # of so many words, or captions
+    count: int  # of so many words, or captions, in the whole batch
 
 
 # What a stage minimises: (model, (N, F) features, batch) → its loss.
@@ -52,24 +52,36 @@ def cross_entropy(
     Returns:
         The mean per word; logged is the sum in nats without label smoothing.
     """
+    if not len(batch.positions):  # this process's part of the batch
+        return no_loss(model, batch.n_words)
+    share = batch.whole and batch.whole.captions
     with autocast_bfloat16(features.device):
-        logits = model(features, batch.tokens, batch.caption_to_image, batch.positions)
-    mean, nats = word_losses(logits, batch.targets, label_smoothing)
+        logits = model(features, batch.tokens, batch.caption_to_image, batch.positions, share)
+    mean, nats = word_losses(logits, batch.targets, label_smoothing, batch.n_words)
     return Loss(mean, nats, batch.n_words)
 
 
-def word_losses(logits: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
+def no_loss(model: ImageCaptioningModel, count: int) -> Loss:
+    """The loss of an empty part of a batch; its gradients are 0."""
+    nothing = 0 * model.output.bias.sum()
+    return Loss(nothing, nothing.detach(), count)
+
+
+def word_losses(
+    logits: Tensor, targets: Tensor, label_smoothing: float, n_words: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy of words.
 
     Args:
         logits: (n_words, V).
         targets: (n_words,) ids.
         label_smoothing: as for ``cross_entropy``.
+        n_words: what the sum is divided by; None: by the number of these words.
 
     Returns:
         The mean to minimise, and the sum in nats without smoothing and gradient.
     """
-    mean, nats = _WordLosses.apply(logits, targets, label_smoothing)
+    mean, nats = _WordLosses.apply(logits, targets, label_smoothing, n_words or len(targets))
     return mean, nats
 
 
@@ -83,7 +95,7 @@ class _WordLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, targets: Tensor, label_smoothing: float
+        ctx: Any, logits: Tensor, targets: Tensor, label_smoothing: float, divisor: int
     ) -> tuple[Tensor, Tensor]:
         n_words, vocabulary_size = logits.shape
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
@@ -100,16 +112,16 @@ class _WordLosses(torch.autograd.Function):
             if gradient is not None:  # softmax less the smoothed target
                 grad = log_probs.exp_().sub_(label_smoothing / vocabulary_size)
                 grad.scatter_add_(1, index, grad.new_full(index.shape, label_smoothing - 1))
-                gradient[rows] = grad.mul_(1 / n_words)
+                gradient[rows] = grad.mul_(1 / divisor)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(nats)
-        return ((1 - label_smoothing) * nats + label_smoothing * uniform_nats) / n_words, nats
+        return ((1 - label_smoothing) * nats + label_smoothing * uniform_nats) / divisor, nats
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, loss_gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, loss_gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient.mul_(loss_gradient), None, None
+        return gradient.mul_(loss_gradient), None, None, None
 
 
 def make_optimizer(
@@ -234,6 +246,11 @@ class Reading:
     def words_per_second(self) -> float:
         """Words of captions learned a second."""
         return self.n_words / max(self.seconds, 1e-9)
+
+
+def is_better(scores: dict[str, float], others: dict[str, float]) -> bool:
+    """By CIDEr; on very few images that is always 0, and the loss decides."""
+    return (scores["CIDEr"], -scores["loss"]) > (others["CIDEr"], -others["loss"])
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import distributed
 from cli import UserError
 from corpus import Example
+from draws import Share, Whole
 from languages import CLITICS, NEVER_FINAL, SIDES, UNSPACED, Tokenizer
 from model import END, PAD, START, UNK
 
@@ -214,7 +216,7 @@ class Flickr30k:
 
 @dataclass(frozen=True)
 class Batch:
-    """Captions and the images they describe, each image once.
+    """Captions and the images they describe, each image once; of several processes, a part.
 
     Attributes:
         tokens: (B, T) ids, ``<start>`` words ``<end>``, padded with ``<pad>``.
@@ -223,8 +225,9 @@ class Batch:
             of them.
         image_index: the images' indices in the data set, (N,), on the device.
         host_image_index: the same on the host.
-        features: (N, F) float32, or None.
+        features: (N, F) float32, or None; empty if the part is.
         pixels: (N, 3, S, S) uint8, or None.
+        whole: what it is a part of; None with one process.
     """
 
     tokens: Tensor
@@ -234,11 +237,12 @@ class Batch:
     host_image_index: np.ndarray
     features: Tensor | None = None
     pixels: Tensor | None = None
+    whole: Whole | None = None
 
     @property
     def n_words(self) -> int:
-        """How many words there are to learn."""
-        return len(self.positions)
+        """How many words there are to learn in the whole batch."""
+        return self.whole.n_words if self.whole else len(self.positions)
 
     @property
     def targets(self) -> Tensor:
@@ -301,7 +305,8 @@ def batches(dataset: Flickr30k, plan: Plan) -> Iterator[Batch]:
     """Make the batches of a plan.
 
     All indices go to the device at the beginning, and with features nothing else does. Pixels are
-    read for the next batch while the caller works on one.
+    read for the next batch while the caller works on one. Of several processes each gets its part
+    of every batch: some of the images, with their captions; perhaps none.
     """
     if not plan:  # a run that is resumed may have nothing left of its epoch
         return
@@ -309,20 +314,25 @@ def batches(dataset: Flickr30k, plan: Plan) -> Iterator[Batch]:
     copied = [_copied(column, dataset.device) for column in zip(*host, strict=True)]
     pixel_batches = None
     if dataset.features is None:
-        pixel_batches = _prefetched(_read_pixels(dataset, on_host.images) for on_host in host)
-    for on_host, caption_index, positions, caption_to_image, image_index in zip(
-        host, *copied, strict=True
+        images_of = (on_host.images for on_host in host if len(on_host.images))
+        pixel_batches = _prefetched(_read_pixels(dataset, images) for images in images_of)
+    for captions, on_host, caption_index, positions, caption_to_image, image_index, rows in zip(
+        plan, host, *copied, strict=True
     ):
-        longest = int(dataset.lengths[on_host.captions].max())
+        longest = int(dataset.lengths[on_host.captions].max(initial=1))
         tokens = dataset.tokens[:, :longest].index_select(0, caption_index)  # (B, T)
         features, pixels = dataset.features, None
         if features is not None:
             features = features.index_select(0, image_index)
         if pixel_batches is not None:
-            is_pinned = dataset.device.type == "cuda"
-            pixels = next(pixel_batches).to(dataset.device, non_blocking=is_pinned)
+            if len(on_host.images):
+                is_pinned = dataset.device.type == "cuda"
+                pixels = next(pixel_batches).to(dataset.device, non_blocking=is_pinned)
+            else:
+                features = torch.empty(0, device=dataset.device)
         images = (image_index, on_host.images)
-        yield Batch(tokens, caption_to_image, positions, *images, features, pixels)
+        whole = _whole(dataset, captions, rows) if distributed.size > 1 else None
+        yield Batch(tokens, caption_to_image, positions, *images, features, pixels, whole)
 
 
 class _Indices(NamedTuple):
@@ -332,15 +342,27 @@ class _Indices(NamedTuple):
     positions: np.ndarray  # (n_words,)
     caption_to_image: np.ndarray  # (B,)
     images: np.ndarray  # (N,)
+    rows: np.ndarray  # (B,) of the captions in the whole batch; with one process empty
 
 
 def _indices(dataset: Flickr30k, captions: np.ndarray) -> _Indices:
+    of_captions, rows = dataset.caption_to_image[captions], captions[:0]
+    if distributed.size > 1:
+        mine = np.unique(of_captions)[distributed.rank :: distributed.size]
+        rows = np.flatnonzero(np.isin(of_captions, mine))
+        captions, of_captions = captions[rows], of_captions[rows]
     lengths = dataset.lengths[captions]  # (B,)
-    column = np.arange(lengths.max())
+    column = np.arange(lengths.max(initial=0))
     is_word = (column > 0) & (column < lengths[:, None])  # (B, T), all but <start>
-    of_captions = dataset.caption_to_image[captions]
     images, caption_to_image = np.unique(of_captions, return_inverse=True)
-    return _Indices(captions, np.flatnonzero(is_word), caption_to_image, images)
+    return _Indices(captions, np.flatnonzero(is_word), caption_to_image, images, rows)
+
+
+def _whole(dataset: Flickr30k, captions: list[int], rows: Tensor) -> Whole:
+    n_words = int((dataset.lengths[captions] - 1).sum())
+    n_images = len(np.unique(dataset.caption_to_image[captions]))
+    image_rows = torch.arange(n_images, device=rows.device)[distributed.rank :: distributed.size]
+    return Whole(n_words, Share(len(captions), rows), Share(n_images, image_rows))
 
 
 def _copied(arrays: Sequence[np.ndarray], device: torch.device) -> Sequence[Tensor]:

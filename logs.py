@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+import distributed
 import metrics
 from corpus import Example
 from learning import Reading, TrainState
@@ -191,7 +192,7 @@ class RunLog:
             step: of a run that is resumed; what it logged after this step is hidden.
         """
         self.folder, self.settings, self.first_step = folder, settings, step
-        self.has_failed = False
+        self.has_failed = not distributed.is_first()  # the others write nothing
 
     @cached_property
     def writer(self) -> SummaryWriter:

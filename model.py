@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from draws import Share, drawn_like
 from resnet import ALL_LAYERS, FoldedResNet, ResNet
 
 PAD, START, END, UNK = range(4)  # ids of the special tokens
@@ -58,11 +59,11 @@ class VariationalDropout(nn.Dropout):
     Source: Gal and Ghahramani 2016, arXiv:1512.05287.
     """
 
-    def forward(self, vectors: Tensor) -> Tensor:
-        """(B, T, H) → (B, T, H)."""
+    def forward(self, vectors: Tensor, share: Share | None = None) -> Tensor:
+        """(B, T, H) → (B, T, H); ``share`` says which rows of a batch these are."""
         if not self.training or not self.p:
             return vectors
-        kept = torch.rand_like(vectors[:, :1], dtype=torch.float32) >= self.p  # (B, 1, H)
+        kept = drawn_like(vectors[:, :1], share, Tensor.uniform_) >= self.p  # (B, 1, H)
         return vectors * (kept.to(vectors.dtype) / (1 - self.p))
 
 
@@ -257,7 +258,12 @@ class ImageCaptioningModel(nn.Module):
         return self.output(self.dropout(hidden)), State(last, cell, state.image)
 
     def forward(
-        self, features: Tensor, tokens: Tensor, caption_to_image: Tensor, positions: Tensor
+        self,
+        features: Tensor,
+        tokens: Tensor,
+        caption_to_image: Tensor,
+        positions: Tensor,
+        share: Share | None = None,
     ) -> Tensor:
         """Teacher forcing: score every token of the captions after the ones before it.
 
@@ -269,21 +275,22 @@ class ImageCaptioningModel(nn.Module):
             caption_to_image: (B,) the row of ``features`` that each caption describes.
             positions: (n_words,) where in ``tokens.flatten()`` the tokens to score are: all but
                 ``<start>`` and ``<pad>``.
+            share: which rows of the captions of all processes these are.
 
         Returns:
             (n_words, V) logits; the targets are ``tokens.flatten()[positions]``.
         """
         image = self.project(features).index_select(0, caption_to_image)  # (B, E)
-        words = self._embed(tokens[:, :-1], image)  # (B, T-1, E)
+        words = self._embed(tokens[:, :-1], image, share)  # (B, T-1, E)
         hidden, _ = self._run_lstm(torch.cat([image.unsqueeze(1), words], dim=1))  # (B, T, H)
-        hidden = self.dropout(hidden).flatten(0, 1)  # (B*T, H): row b*T + t scores token t
+        hidden = self.dropout(hidden, share).flatten(0, 1)  # (B*T, H): row b*T + t scores token t
         hidden = hidden.index_select(0, positions)  # (n_words, H)
         rows = F.pad(hidden, (0, 0, 0, -len(hidden) % ROW_MULTIPLE))
         return self.output(rows)[: len(hidden)]  # (n_words, V)
 
-    def _embed(self, tokens: Tensor, image: Tensor) -> Tensor:
+    def _embed(self, tokens: Tensor, image: Tensor, share: Share | None = None) -> Tensor:
         """The LSTM's inputs: (B, T) ids and the (B, E) embeddings of their images → (B, T, E)."""
-        return self.dropout(self.word_embedding(tokens)) + image.unsqueeze(1)
+        return self.dropout(self.word_embedding(tokens), share) + image.unsqueeze(1)
 
     def _run_lstm(
         self, inputs: Tensor, state: tuple[Tensor, Tensor] | None = None

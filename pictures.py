@@ -26,6 +26,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from cli import UserError
+from draws import Share
 
 # Tried in this order, TGA last: it has no signature. None starts a program, as PostScript does.
 FORMATS = "JPEG PNG GIF WEBP AVIF BMP DIB TIFF JPEG2000 PPM ICO TGA".split()  # noqa: SIM905
@@ -304,7 +305,9 @@ def transform(image: Image.Image, size: int) -> Tensor:
 # ----------------------------------------------------------------------------- augmentation
 
 
-def augment(pixels: Tensor, may_mirror: Tensor, *, crop: float) -> Tensor:
+def augment(
+    pixels: Tensor, may_mirror: Tensor, *, crop: float, share: Share | None = None
+) -> Tensor:
     """Crop each picture at random, resize the crop, and mirror half of those that allow it.
 
     Runs on the device of ``pixels`` with that device's random numbers, and never waits for it.
@@ -313,15 +316,19 @@ def augment(pixels: Tensor, may_mirror: Tensor, *, crop: float) -> Tensor:
         pixels: (N, 3, S, S) uint8.
         may_mirror: (N,) bool, on the same device: the captions are true of the mirror image too.
         crop: least share of a picture's area that is kept, above 0 and at most 1.
+        share: which rows of the pictures of all processes these are.
 
     Returns:
         (N, 3, S, S) uint8.
 
     Source: Szegedy et al. 2015, arXiv:1409.4842, section 6, with gentler aspect ratios.
     """
-    boxes = _random_boxes(len(pixels), crop=crop, device=pixels.device)
-    mirrored = may_mirror & (torch.rand(len(pixels), device=pixels.device) < 0.5)
-    return _crop(pixels, boxes, mirrored)
+    n, device = share.n if share else len(pixels), pixels.device
+    boxes = _random_boxes(n, crop=crop, device=device)
+    heads = torch.rand(n, device=device) < 0.5
+    if share:
+        boxes, heads = boxes[:, share.rows], heads[share.rows]
+    return _crop(pixels, boxes, may_mirror & heads)
 
 
 def _random_boxes(n: int, *, crop: float, device: torch.device) -> Tensor:

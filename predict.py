@@ -109,6 +109,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import checkpoint
+import distributed
 import integrity
 import parts
 from captioner import Captioner
@@ -146,7 +147,8 @@ def predict(settings: Settings, given: frozenset[str]) -> int:
         )
         sidecars.check(pictures.look())
     asked = {name: getattr(settings, name) for name in given}
-    ensemble = checkpoint.load_ensemble(settings.checkpoint, cli.device(settings.device))
+    device = distributed.own_device(cli.device(settings.device))
+    ensemble = checkpoint.load_ensemble(settings.checkpoint, device)
     captioner = Captioner(ensemble, asked, n_best=settings.n_best, sentence=settings.sentence)
     job = Job(captioner, sidecars, settings.batch_size, settings.debug)
     made = _made(settings, captioner)

@@ -10,23 +10,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import AdamW
 
+import agreement
 import checkpoint
 import cli
 import demo
+import distributed
 import familiarity
 import logs
 import metrics
 from checkpoint import Checkpoint
 from cli import UserError
 from corpus import Corpus, load_corpus
-from features import load_features, load_pixels
-from learning import Reading, Stage, TrainState
-from loader import Flickr30k, Vocabulary
+from features import encode_all, load_features, load_pixels
+from learning import Loss, Meter, Reading, Stage, TrainState, no_loss, word_losses
+from loader import Flickr30k, Vocabulary, batches, plan_batches
 from model import ImageCaptioningModel
 from pretrained import load_encoder
+from resnet import ALL_LAYERS
 from search import caption
 
 log = logging.getLogger(__name__)
@@ -73,8 +77,42 @@ class Run:
     def write_captions(self, features: Tensor) -> list[str]:
         """Caption images as `predict.py` would: (N, F) → N captions."""
         search = checkpoint.search_settings(self.settings, self.vocabulary)
-        hypotheses = caption([self.model], [features], search)
-        return [self.vocabulary.decode(best.tokens) for best, *_ in hypotheses]
+        hypotheses = caption([self.model], [features[distributed.rank :: distributed.size]], search)
+        mine = [self.vocabulary.decode(best.tokens) for best, *_ in hypotheses]
+        return distributed.gathered(mine)
+
+    def validate(self, val_set: Flickr30k) -> tuple[dict[str, float], list[str]]:
+        """Score the model on the validation images; of several processes each does a part.
+
+        Returns:
+            ``metrics.score`` of captions by beam search and, as ``loss``, cross-entropy with
+            teacher forcing in nats per word; and the captions.
+        """
+        model = self.model.eval()
+        if val_set.pixels is not None:
+            val_set = val_set.with_features(encode_all(val_set.pixels, model))
+        assert val_set.features is not None
+        meter = Meter()
+        plan = plan_batches(val_set, batch_size=500, seed=0, whole_images=False)
+        with torch.inference_mode():
+            # In float32, without autocast, as in `search.caption`.
+            for batch in batches(val_set, plan):
+                loss = no_loss(model, batch.n_words)
+                if len(batch.positions):
+                    assert batch.features is not None
+                    logits = model(
+                        batch.features, batch.tokens, batch.caption_to_image, batch.positions
+                    )
+                    mean, nats = word_losses(logits, batch.targets, label_smoothing=0.0)
+                    loss = Loss(mean, nats, batch.n_words)
+                meter.add(loss, batch.n_words)
+        read = meter.read()
+        scores = {"loss": sum(distributed.everyones(read.total)) / max(1, read.count)}
+        captions = self.write_captions(val_set.features)
+        if distributed.is_first():
+            references = [example.captions for example in val_set.examples]
+            scores |= metrics.score(captions, references)
+        return distributed.same(scores), captions  # all have to agree when patience ends
 
     def save_best(self, state: TrainState) -> None:
         """Write the model as it is now to ``best.pt``."""
@@ -87,11 +125,14 @@ class Run:
             "optimizer": optimizer.state_dict(),
             "state": state.plain(),
             "corpus": self.corpus.fingerprint,
+            **agreement.torchrun(),
         }
         self._save("last.pt", state, training)
         self.tensorboard.flush()
 
     def _save(self, name: str, state: TrainState, training: dict[str, Any]) -> None:
+        if not distributed.is_first():
+            return
         content = Checkpoint(
             self.model,
             self.vocabulary,
@@ -105,6 +146,7 @@ class Run:
 
     def load_best(self) -> Checkpoint:
         """Read ``best.pt`` and take over its weights."""
+        distributed.everyones(None)  # it is written
         best = checkpoint.load(self.folder / "best.pt", self.model.device)
         self.model.load_state_dict(best.model.state_dict())
         return best
@@ -141,7 +183,8 @@ class Run:
         if found is None:
             return best
         best = replace(best, familiarity=found)
-        checkpoint.save(self.folder / "best.pt", best)
+        if distributed.is_first():
+            checkpoint.save(self.folder / "best.pt", best)
         log.info(
             f"familiarity of {len(kept):,} training and {len(val_set):,} validation photos, now in "
             f"{self.folder / 'best.pt'}"
@@ -178,10 +221,13 @@ class Run:
 
     @contextmanager
     def saved_if_stopped(self, state: TrainState, optimizer: AdamW) -> Iterator[None]:
-        """On Ctrl-C or SIGTERM write ``last.pt`` and say how to resume."""
+        """On Ctrl-C or SIGTERM write ``last.pt`` and say how to resume.
+
+        Also if another process has vanished: its part of a step is missing, so nobody took that.
+        """
         try:
             yield
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit, distributed.VanishedError):
             with cli.finish_before_stopping():  # an impatient second Ctrl-C waits as well
                 self.save_last(state, optimizer)
             log.info(
@@ -193,15 +239,24 @@ class Run:
 
 def stages_left(stages: list[Stage], last: Checkpoint | None) -> tuple[list[Stage], TrainState]:
     """The stages to train, and how far the first of them has come."""
-    if not last:
+    if last:
+        state = TrainState.of(last.training["state"])
+        log.info(f"resumed     in {state.stage}, epoch {state.epoch + 1}, after step {state.batch}")
+        names = [stage.name for stage in stages]
+        stages = [stage for stage in stages[names.index(state.stage) :] if stage.epochs]
+        if not stages:
+            raise UserError(
+                f"no epochs are left to train from {state.stage} on: give more of them."
+            )
+    else:
         stages = [stage for stage in stages if stage.epochs]
-        return stages, TrainState(stages[0].name)
-    state = TrainState.of(last.training["state"])
-    log.info(f"resumed     in {state.stage}, epoch {state.epoch + 1}, after step {state.batch}")
-    names = [stage.name for stage in stages]
-    stages = [stage for stage in stages[names.index(state.stage) :] if stage.epochs]
-    if not stages:
-        raise UserError(f"no epochs are left to train from {state.stage} on: give more of them.")
+        state = TrainState(stages[0].name)
+    if distributed.size > 1 and stages[0].trained_layers == ALL_LAYERS:
+        raise UserError(
+            f"{distributed.size} processes cannot train an encoder from scratch: its BatchNorm "
+            "takes the statistics of a whole batch, of which each has a part. Train it without "
+            "torchrun, or give --encoder-weights (the demo has none)."
+        )
     return stages, state
 
 
@@ -224,6 +279,8 @@ def load_data(settings: Mapping[str, Any], last: Checkpoint | None) -> Corpus:
     """The data set: fit for training, and the same as before if a run is resumed."""
     data = Path(settings["data"])
     if settings["demo"]:
+        if distributed.size > 1:
+            raise UserError("--demo is for one process: leave torchrun out.")
         demo.draw_data(data, size=settings["image_size"])
     if last and not data.exists():
         raise UserError(f"{data}, the data of the run, is not there: give --data.")

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import cli
+from draws import Share, drawn_like
 from model import END, PAD, START, UNK, ImageCaptioningModel, State
 
 # Steps between two questions to a GPU whether all captions have ended: each makes the host wait.
@@ -203,7 +204,10 @@ def _sampled(
 
 @torch.no_grad()
 def sample(
-    models: Sequence[ImageCaptioningModel], states: list[State], search: Search
+    models: Sequence[ImageCaptioningModel],
+    states: list[State],
+    search: Search,
+    share: Share | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sample ``beam_size`` captions for each image, token by token.
 
@@ -214,6 +218,7 @@ def sample(
         models: in the mode they are in.
         states: for each model, after the N images.
         search: ``temperature`` above 0.
+        share: which rows of the N*K of all processes these are.
 
     Returns:
         (N*K, T) ids of words and ``<end>``, padded, an image's captions next to each other; and
@@ -232,7 +237,7 @@ def sample(
         _ban(next_log_prob, tokens[:, :position], ended, search, banned_final)
         probability = _nucleus((next_log_prob / search.temperature).softmax(dim=-1), search.top_p)
         # As multinomial draws, but without its assertion, after which a GPU cannot be used.
-        last = (probability / torch.empty_like(probability).exponential_()).argmax(dim=-1)
+        last = (probability / drawn_like(probability, share, Tensor.exponential_)).argmax(dim=-1)
         log_prob += next_log_prob.gather(1, last.unsqueeze(1)).squeeze(1)
         ended |= last == END
         tokens[:, position] = last

@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from learning import Loss, LossFunction
+import distributed
+from draws import Share, drawn_like
+from learning import Loss, LossFunction, no_loss
 from loader import Batch, Flickr30k
 from metrics import CiderD
 from model import PAD, START, ImageCaptioningModel, autocast_bfloat16
@@ -58,15 +60,23 @@ class SelfCritical:
         Returns:
             The mean to minimise; logged is the sum of the rewards of N*K captions.
         """
+        share = batch.whole and batch.whole.images.repeated(self.n_samples)
+        n_rows = share.n if share else len(features) * self.n_samples
+        if not len(features):  # this process's part of the batch
+            distributed.everyones((0, 0))
+            return no_loss(model, n_rows)
         tokens = sample_captions(
-            model, features, n_samples=self.n_samples, max_words=self.max_words
+            model, features, n_samples=self.n_samples, max_words=self.max_words, share=share
         )
         host_tokens = tokens.cpu().numpy()  # one wait; `sample` has a few more
+        n_words = _count_words(model, host_tokens, share) if share else None
         rewards = self.reward(batch.host_image_index, host_tokens)  # (N, K)
-        mean = policy_gradient_loss(model, features, tokens, host_tokens, rewards)
+        mean = policy_gradient_loss(
+            model, features, tokens, host_tokens, rewards, share=share, n_words=n_words
+        )
         if self.xe_weight:
             mean = mean + self.xe_weight * self.xe(model, features, batch).mean
-        return Loss(mean, torch.tensor(rewards.sum()), rewards.size)
+        return Loss(mean, torch.tensor(rewards.sum()), n_rows)
 
 
 class Reward:
@@ -102,7 +112,12 @@ class Reward:
 
 
 def sample_captions(
-    model: ImageCaptioningModel, features: Tensor, *, n_samples: int, max_words: int
+    model: ImageCaptioningModel,
+    features: Tensor,
+    *,
+    n_samples: int,
+    max_words: int,
+    share: Share | None = None,
 ) -> Tensor:
     """Sample captions in eval mode: (N, F) features → (N*K, T) ids; the model trains on after."""
     # Rewarded is what the model says as it is used, without dropout. The gradient of these
@@ -112,9 +127,23 @@ def sample_captions(
         beam_size=n_samples, max_words=max_words, temperature=1.0, no_repeat_ngram_size=0
     )
     with torch.no_grad(), autocast_bfloat16(features.device):
-        tokens, _ = sample([model], [model.init_state(features)], sampling)
+        tokens, _ = sample([model], [model.init_state(features)], sampling, share)
     model.train()
     return tokens
+
+
+def _count_words(model: ImageCaptioningModel, host_tokens: np.ndarray, share: Share) -> int:
+    """How many words the samples of all processes have.
+
+    Also draws, and drops, what one process with all samples would have drawn until its longest had
+    ended: the random numbers after that are dropout's, and must not depend on the part.
+    """
+    n_steps = host_tokens.shape[1]
+    counts = distributed.everyones((int((host_tokens != PAD).sum()), n_steps))
+    like = torch.empty(1, model.output.out_features, device=model.device)
+    for _ in range(max(longest for _, longest in counts) - n_steps):
+        drawn_like(like, share, Tensor.exponential_)
+    return sum(n_words for n_words, _ in counts)
 
 
 def policy_gradient_loss(
@@ -123,6 +152,9 @@ def policy_gradient_loss(
     tokens: Tensor,
     host_tokens: np.ndarray,
     rewards: np.ndarray,
+    *,
+    share: Share | None = None,
+    n_words: int | None = None,
 ) -> Tensor:
     """The loss whose gradient makes captions likelier that score above the others of their image.
 
@@ -132,6 +164,8 @@ def policy_gradient_loss(
         tokens: (N*K, T) sampled captions.
         host_tokens: the same on the host.
         rewards: (N, K).
+        share: which rows of the samples of all processes these are.
+        n_words: of the samples of all processes; None: these are all.
 
     Returns:
         The mean over words of -advantage times log-probability. The advantage of a caption is its
@@ -147,7 +181,8 @@ def policy_gradient_loss(
     captions = F.pad(tokens, (1, 0), value=START)  # (N*K, 1+T)
     caption_to_image = torch.arange(n_images, device=tokens.device).repeat_interleave(n_samples)
     with autocast_bfloat16(tokens.device):
-        logits = model(features, captions, caption_to_image, positions)  # (n_words, V)
+        logits = model(features, captions, caption_to_image, positions, share)  # (n_words, V)
     targets = captions.flatten().index_select(0, positions)
     log_prob = F.log_softmax(logits.float(), dim=-1).gather(1, targets.unsqueeze(1)).squeeze(1)
-    return -(torch.from_numpy(weight).to(tokens.device) * log_prob).mean()
+    losses = -(torch.from_numpy(weight).to(tokens.device) * log_prob)
+    return losses.sum() / n_words if n_words else losses.mean()

@@ -112,17 +112,16 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
+import agreement
 import checkpoint
 import demo
+import distributed
 import learning
 import logs
-import metrics
 from checkpoint import Checkpoint
 from cli import UserError
-from features import encode_all
-from files import hold
 from integrity import restore_optimizer
-from learning import Loss, LossFunction, Meter, Reading, Stage, TrainState
+from learning import Loss, LossFunction, Meter, Reading, Stage, TrainState, is_better
 from loader import Batch, Flickr30k, Plan, batches, plan_batches
 from pictures import augment
 from resnet import ALL_LAYERS, BLOCKS_PER_LAYER
@@ -183,28 +182,30 @@ def make_plan(settings: Settings, stage: Stage, train_set: Flickr30k, epoch: int
 
 def train(settings: Settings, given: frozenset[str]) -> None:
     """Train as the settings say; ``given`` names those that were given as flags."""
-    device = cli.device(settings.device)
-    settings, last, init = starting_point(settings, given, device)
-    started_at = last.started_at if last else datetime.now().strftime(checkpoint.TIME_FORMAT)
-    if settings.checkpoints.is_dir():  # that another run writes there shows before all else
-        with hold(settings.checkpoints):
-            pass
-    corpus = load_data(cli.plain(settings), last)
-    for folder in (settings.checkpoints, settings.runs):
-        folder.mkdir(parents=True, exist_ok=True)
-    run_name = settings.run_name or logs.make_folder(settings.runs, started_at)
+    device = distributed.start(cli.device(settings.device))
+    now = distributed.same(datetime.now().strftime(checkpoint.TIME_FORMAT))
+    with agreement.failing_together():
+        settings, last, init = starting_point(settings, given, device)
+        started_at = last.started_at if last else now
+        stages, state = stages_left(make_stages(settings), last)
+        if settings.checkpoints.is_dir():  # that another run writes there shows before all else
+            with agreement.held_by_first(settings.checkpoints):
+                pass
+        corpus = load_data(cli.plain(settings), last)
+        run_name = agreement.make_folders(cli.plain(settings), started_at)
+        torch.manual_seed(settings.seed)
+        vocabulary = last.vocabulary if last else make_vocabulary(cli.plain(settings), corpus, init)
+        model = last.model if last else make_model(cli.plain(settings), vocabulary, init)
+    run_name = distributed.same(run_name)
     plain_settings = cli.plain(replace(settings, run_name=run_name))
-    torch.manual_seed(settings.seed)
-    vocabulary = last.vocabulary if last else make_vocabulary(plain_settings, corpus, init)
-    model = last.model if last else make_model(plain_settings, vocabulary, init)
     model.to(device)
+    agreement.require(plain_settings, corpus, model, state)
     log.info(logs.model_lines(model, vocabulary, plain_settings))
 
-    stages, state = stages_left(make_stages(settings), last)
     tensorboard = logs.RunLog(settings.runs / run_name, plain_settings, step=state.step)
     run = Run(plain_settings, model, vocabulary, corpus, started_at, tensorboard)
     optimizer_state = last.training["optimizer"] if last else None
-    with hold(settings.checkpoints):
+    with agreement.held_by_first(settings.checkpoints):
         for stage in stages:
             if stage.name != state.stage:
                 optimizer_state = None  # it is the earlier stage's
@@ -219,7 +220,8 @@ def train(settings: Settings, given: frozenset[str]) -> None:
                 begin_run(run, stage, state, train_set, val_set, is_init=init is not None)
             train_stage(settings, run, stage, state, train_set, val_set, optimizer_state)
         run.finish(state)
-    print(logs.closing_lines(plain_settings, state, val_set.examples))
+    if distributed.is_first():
+        print(logs.closing_lines(plain_settings, state, val_set.examples))
 
 
 def begin_run(
@@ -232,9 +234,10 @@ def begin_run(
     is_init: bool,
 ) -> None:
     """Make room for a new run, and take the scores or statistics that it starts from."""
-    checkpoint.set_aside(run.folder, run.tensorboard.folder)
+    if distributed.is_first():
+        checkpoint.set_aside(run.folder, run.tensorboard.folder)
     if is_init:  # its scores are those that every epoch has to surpass
-        scores, captions = validate(run, val_set)
+        scores, captions = run.validate(val_set)
         record_epoch(run, stage, state, scores, captions, Reading())
         run.tensorboard.epoch(scores, captions, val_set.examples, step=state.step)
     elif train_set.features is not None:  # an encoder that trains has those of each batch
@@ -256,6 +259,7 @@ def train_stage(
     """
     model, device = run.model, run.model.device
     optimizer = prepare_stage(settings, run, stage, state, train_set, optimizer_state)
+    gradients = distributed.Gradients(model.parameters())
     encode = model.make_encoder(stage.trained_layers)
     loss_function = make_loss(settings, stage, train_set)
     saved_at = time.perf_counter()
@@ -273,7 +277,7 @@ def train_stage(
                 unit="step",
                 total=len(plan) - state.batch,
             )
-            for batch in bar:
+            for batch in gradients.until_stopped(bar):
                 with cli.finish_before_stopping():
                     learning.seed_step(device, settings.seed, state.step)
                     factor = learning.warmup_then_cosine(
@@ -286,8 +290,9 @@ def train_stage(
                         features = encode(augmented(batch, train_set, stage))
                     loss = loss_function(model, features, batch)
 
-                    optimizer.zero_grad()
+                    gradients.clear()
                     loss.mean.backward()
+                    loss = Loss(*gradients.add_up(loss.mean, loss.total), loss.count)
                     norm = clip_grad_norm_(model.parameters(), settings.clip_norm)
                     optimizer.step()
                     state.finish_step(loss, batch.n_words)
@@ -308,7 +313,7 @@ def train_stage(
 
             learned = state.meter.read()
             run.check_weights(state, optimizer)
-            scores, captions = validate(run, val_set)
+            scores, captions = run.validate(val_set)
             with cli.finish_before_stopping():
                 state.finish_epoch()
                 record_epoch(run, stage, state, scores, captions, learned)
@@ -354,38 +359,8 @@ def augmented(batch: Batch, dataset: Flickr30k, stage: Stage) -> Tensor:
     assert batch.pixels is not None
     if stage.crop == 1:
         return batch.pixels
-    return augment(batch.pixels, dataset.may_mirror[batch.image_index], crop=stage.crop)
-
-
-def validate(run: Run, val_set: Flickr30k) -> tuple[dict[str, float], list[str]]:
-    """Score the model on the validation images.
-
-    Returns:
-        ``metrics.score`` of captions by beam search and, as ``loss``, cross-entropy with teacher
-        forcing in nats per word; and the captions.
-    """
-    model = run.model.eval()
-    if val_set.pixels is not None:
-        val_set = val_set.with_features(encode_all(val_set.pixels, model))
-    features = val_set.features
-    assert features is not None
-    meter = Meter()
-    plan = plan_batches(val_set, batch_size=500, seed=0, whole_images=False)
-    with torch.inference_mode():
-        # In float32, without autocast, as in `search.caption`.
-        for batch in batches(val_set, plan):
-            assert batch.features is not None
-            logits = model(batch.features, batch.tokens, batch.caption_to_image, batch.positions)
-            mean, nats = learning.word_losses(logits, batch.targets, label_smoothing=0.0)
-            meter.add(Loss(mean, nats, batch.n_words), batch.n_words)
-    captions = run.write_captions(features)
-    references = [example.captions for example in val_set.examples]
-    return {"loss": meter.read().mean, **metrics.score(captions, references)}, captions
-
-
-def is_better(scores: dict[str, float], others: dict[str, float]) -> bool:
-    """By CIDEr; on very few images that is always 0, and the loss decides."""
-    return (scores["CIDEr"], -scores["loss"]) > (others["CIDEr"], -others["loss"])
+    may_mirror, share = dataset.may_mirror[batch.image_index], batch.whole and batch.whole.images
+    return augment(batch.pixels, may_mirror, crop=stage.crop, share=share)
 
 
 def record_epoch(
@@ -417,7 +392,7 @@ def starting_point(
     if settings.demo:
         preset = {name: value for name, value in demo.SETTINGS.items() if name not in given}
         settings = replace(settings, **preset)
-    if settings.resume:
+    if settings.resume or agreement.is_restarted(settings.checkpoints):
         last = checkpoint.load_last(settings.checkpoints, device, Settings)
         stages = [stage.name for stage in make_stages(settings)]
         begun = stages[: stages.index(last.training["state"]["stage"]) + 1]

@@ -26,11 +26,13 @@ import torch  # noqa: E402
 import checkpoint  # noqa: E402
 import cli  # noqa: E402
 import demo  # noqa: E402
+import distributed  # noqa: E402
 import learning  # noqa: E402
 import train  # noqa: E402
 from captions import Captions, read_captions  # noqa: E402
 from checkpoint import Checkpoint  # noqa: E402
 from corpus import Corpus, Example, load_corpus  # noqa: E402
+from learning import Loss  # noqa: E402
 from loader import SPECIAL_TOKENS, Flickr30k, Vocabulary, batches  # noqa: E402
 from model import ImageCaptioningModel, has_bfloat16  # noqa: E402
 from resnet import FoldedResNet  # noqa: E402
@@ -252,6 +254,7 @@ class Training:
             encoder_learning_rate=settings.encoder_learning_rate,
             weight_decay=settings.weight_decay,
         )
+        self.gradients = distributed.Gradients(self.model.parameters())
         self.plan = self.make_plan()
         n_steps = self.stage.epochs * len(self.plan)
         self.state = learning.TrainState(stage, n_steps=n_steps)
@@ -273,8 +276,9 @@ class Training:
                 learning.set_learning_rate(self.optimizer, factor)
                 assert batch.features is not None
                 loss = self.loss_function(self.model, batch.features, batch)
-                self.optimizer.zero_grad()
+                self.gradients.clear()
                 loss.mean.backward()
+                loss = Loss(*self.gradients.add_up(loss.mean, loss.total), loss.count)
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
                 self.optimizer.step()
                 state.finish_step(loss, batch.n_words)
