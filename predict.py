@@ -65,7 +65,7 @@ class Settings(cli.SamplingSettings):
     )
     existing: str = option(
         "keep",
-        "if there is a sidecar",
+        "what becomes of a caption in it: keep, overwrite, append or prepend",
         metavar="HOW",
         choices=("keep", "overwrite", "append", "prepend"),
     )
@@ -88,6 +88,10 @@ class Settings(cli.SamplingSettings):
                 f"--output must end in .csv, .jsonl, .html or .parquet, or be a folder, got "
                 f"{self.output}"
             )
+        if self.merge and self.image:
+            raise ValueError("--merge joins captions that are there: give it no pictures")
+        if self.overwrite and self.output and not self.output.suffix:
+            raise ValueError(f"--overwrite replaces a file, not {self.output}: remove that folder")
         if self.resume and self.overwrite:
             raise ValueError("--resume goes on with a file that --overwrite would replace")
         if (self.resume or self.overwrite) and not self.output:

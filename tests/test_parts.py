@@ -154,6 +154,14 @@ def test_what_does_not_fit_together_is_not_joined(trained, folder, capsys, damag
     assert not Path("m.jsonl").exists()
 
 
-def test_merge_needs_an_output(trained, capsys):
-    assert run(trained, "--merge", "out") == 2
-    assert "--merge needs an --output" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--merge", "out"), "--merge needs an --output"),
+        (("--merge", "out", "--output", "m.csv", "--image", "photos"), "give it no pictures"),
+        (("--image", "photos", "--output", "out", "--overwrite"), "remove that folder"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(trained, capsys, flags, message):
+    assert run(trained, *flags) == 2
+    assert message in capsys.readouterr().err
