@@ -36,13 +36,13 @@ class VanishedError(cli.UserError):
 
 def own_device(device: torch.device) -> torch.device:
     """This process's GPU, or the CPU with its share of the cores, if torchrun started several."""
+    n_local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return device
-    n_local, place = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
     if device.type == "cuda":
         if (n_gpus := torch.cuda.device_count()) < n_local:
             raise cli.UserError(f"{n_gpus} GPU(s) here: give torchrun --nproc-per-node {n_gpus}.")
-        torch.cuda.set_device(device := torch.device("cuda", place))
+        torch.cuda.set_device(device := torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))))
     elif device.type != "cpu":
         raise cli.UserError(f"several processes cannot share {device}: give --device cpu.")
     # torchrun sets 1 where nothing is set. Another number is sure to be the user's, and stays.
