@@ -154,7 +154,7 @@ def merge(folder: Path, output: Path, *, separator: str, overwrite: bool) -> int
                 joined.write_rows(Source(Path(rows[0]["image"])), rows)
             if joined.n_pictures - n_before != record["n_pictures"]:
                 raise UserError(f"{path} was changed since it was written: caption it again.")
-    log.info(f"merged      {joined.n_pictures:,} pictures of {len(records):,} parts")
+    log.info(f"parts       {len(records):,}, all there and in order")
     return sum(record["n_failed"] for _, record in records)
 
 

@@ -162,11 +162,14 @@ def predict(settings: Settings, given: frozenset[str]) -> int:
         else:
             _describe_at_once(settings, job, pictures, made)
     finally:  # also of what was done before a stop
-        for note in filter(None, (pictures.note(), *job.notes())):
+        rank, n_processes = parts.place()
+        if rank == 0 and (note := pictures.note()):
             log.log(logging.ERROR if pictures.needs_heic else logging.WARNING, note)
-    is_part = parts.place()[1] > 1  # torchrun would end all processes for a broken picture
+        for note in job.notes():
+            log.warning(note)
     has_failed = job.n_failed > 0 or pictures.needs_heic
-    return cli.SOME_FAILED if has_failed and not is_part else cli.DONE
+    # With several processes torchrun would end all of them for a broken picture.
+    return cli.SOME_FAILED if has_failed and n_processes == 1 else cli.DONE
 
 
 def _describe_at_once(
