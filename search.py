@@ -339,13 +339,13 @@ def _hypotheses(
 ) -> list[list[Hypothesis]]:
     """(N, K, T), (N, K), (N, K) → each image's hypotheses, best first; dead beams are left out."""
     score = log_prob / length**search.length_penalty
-    parts = (part.tolist() for part in (tokens, log_prob, log_prob / length, score))
     found = []
-    for image in zip(*parts, strict=True):
-        alive = [
-            Hypothesis([id_ for id_ in ids if id_ not in (PAD, END)], nats, per_word, ranked_by)
-            for ids, nats, per_word, ranked_by in zip(*image, strict=True)
-            if nats > -torch.inf
-        ]
+    for image in zip(tokens.tolist(), log_prob.tolist(), score.tolist(), strict=True):
+        alive = []
+        for ids, nats, ranked_by in zip(*image, strict=True):
+            if nats > -torch.inf:
+                n_tokens = sum(id_ != PAD for id_ in ids)  # here: each copy makes the host wait
+                words = [id_ for id_ in ids if id_ not in (PAD, END)]
+                alive.append(Hypothesis(words, nats, nats / n_tokens, ranked_by))
         found.append(sorted(alive, key=lambda hypothesis: hypothesis.score, reverse=True))
     return found
