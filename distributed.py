@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -23,6 +24,7 @@ from torch import Tensor
 import cli
 
 T = TypeVar("T")
+S = TypeVar("S", Tensor, np.ndarray, list[Any], range)
 
 TIMEOUT = float(os.environ.get("DISTRIBUTED_TIMEOUT", 1800))  # seconds; encoding takes long
 STEPS_BETWEEN_CHECKS = 8  # for a stop, on a GPU: each makes the host wait
@@ -34,10 +36,15 @@ class VanishedError(cli.UserError):
     """Another process has ended, or does not answer."""
 
 
+def place() -> tuple[int, int]:
+    """Which process this is, from 0, and of how many, as torchrun says: 0 and 1 without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
 def own_device(device: torch.device) -> torch.device:
     """This process's GPU, or the CPU with its share of the cores, if torchrun started several."""
     n_local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if place()[1] == 1:
         return device
     if device.type == "cuda":
         if (n_gpus := torch.cuda.device_count()) < n_local:
@@ -54,7 +61,7 @@ def own_device(device: torch.device) -> torch.device:
 def start(device: torch.device) -> torch.device:
     """Join the other processes if torchrun started several; returns this one's own device."""
     global rank, size, restarts
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if place()[1] == 1:
         return device
     device = own_device(device)
     backend, timeout = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=TIMEOUT)
@@ -86,7 +93,7 @@ def is_first() -> bool:
     return rank == 0
 
 
-def part(items: Sequence[T]) -> Sequence[T]:
+def part(items: S) -> S:
     """This process's part of what all have; perhaps nothing."""
     return items[rank::size]
 

@@ -348,7 +348,7 @@ class _Indices(NamedTuple):
 def _indices(dataset: Flickr30k, captions: np.ndarray) -> _Indices:
     of_captions, rows = dataset.caption_to_image[captions], captions[:0]
     if distributed.size > 1:
-        mine = np.unique(of_captions)[distributed.rank :: distributed.size]
+        mine = distributed.part(np.unique(of_captions))
         rows = np.flatnonzero(np.isin(of_captions, mine))
         captions, of_captions = captions[rows], of_captions[rows]
     lengths = dataset.lengths[captions]  # (B,)
@@ -361,7 +361,7 @@ def _indices(dataset: Flickr30k, captions: np.ndarray) -> _Indices:
 def _whole(dataset: Flickr30k, captions: list[int], rows: Tensor) -> Whole:
     n_words = int((dataset.lengths[captions] - 1).sum())
     n_images = len(np.unique(dataset.caption_to_image[captions]))
-    image_rows = torch.arange(n_images, device=rows.device)[distributed.rank :: distributed.size]
+    image_rows = distributed.part(torch.arange(n_images, device=rows.device))
     return Whole(n_words, Share(len(captions), rows), Share(n_images, image_rows))
 
 

@@ -49,9 +49,9 @@ class Output(Protocol):
         """Write the captions of a picture, best first."""
 
 
-def written_name(source: Source) -> str:
+def written_name(path: Path | str) -> str:
     """A picture's path as a file of captions has it: what is no UTF-8 is escaped."""
-    return str(source.path).encode("utf-8", "backslashreplace").decode()
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def rows_of(source: Source, captions: Sequence[Caption]) -> Rows:
@@ -174,7 +174,7 @@ def _json_records(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
         if not raw.endswith(b"\n"):
             return
         row = json.loads(raw)
-        yield written_name(Source(Path(row["image"]))), int(row["rank"]), end
+        yield written_name(row["image"]), int(row["rank"]), end
 
 
 def _html_format(folder: Path) -> Format:
@@ -274,7 +274,7 @@ class CaptionsFile:
 
     def is_done(self, source: Source) -> bool:
         """As ``Output``; a name that is given twice is done when it is there twice."""
-        name = written_name(source)
+        name = written_name(source.path)
         is_done = self._done[name] > 0
         self._done[name] -= is_done
         return is_done
@@ -328,17 +328,29 @@ def _write_record(path: Path, facts: Mapping[str, Any]) -> None:
         record.write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """How a file of captions, or its part, was made; nothing if that is missing or damaged."""
+    with suppress(OSError, ValueError):
+        facts = json.loads(record_of(path).read_text(encoding="utf-8"))
+        return facts if isinstance(facts, dict) else {}
+    return {}
+
+
+def recorded(folder: Path) -> list[Path]:
+    """The files of captions in a folder, and the parts of such, that have a record."""
+    records = sorted(folder.glob(".*.run.json"))
+    return [path.with_name(path.name[1:].removesuffix(".run.json")) for path in records]
+
+
 def check_record(path: Path, made: Mapping[str, Any]) -> None:
     """Raise a ``UserError`` if captions were made in another way, or nobody knows how."""
-    record = record_of(path)
-    try:
-        before = json.loads(record.read_text(encoding="utf-8"))
-        different = [name for name in made if before[name] != made[name]]
-    except (OSError, ValueError, LookupError, TypeError):
+    before = read_record(path)
+    if not made.keys() <= before.keys():
         raise UserError(
-            f"{path} cannot be resumed: {record}, which tells how it was written, is missing or "
-            "damaged. Give another --output, or --overwrite to begin anew."
-        ) from None
+            f"{path} cannot be resumed: {record_of(path)}, which tells how it was written, is "
+            "missing or damaged. Give another --output, or --overwrite to begin anew."
+        )
+    different = [name for name in made if before[name] != made[name]]
     if different:
         name = different[0]
         how = f"with {OTHER.get(name) or f'{flag(name)} {before[name]}, not {made[name]}'}"

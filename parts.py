@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import distributed
 from cli import UserError
 from inputs import Archive, Pictures
-from outputs import Rows, captions_file, check_record
+from outputs import Rows, captions_file, check_record, read_record, recorded
 from pictures import Source, one_line
 
 log = logging.getLogger(__name__)
@@ -54,11 +55,6 @@ class Part:
     def identity(self) -> dict[str, Any]:
         """What a file of this part is recorded with before it is written."""
         return {"part": self.number, "before": self.before, "after": self.after}
-
-
-def place() -> tuple[int, int]:
-    """Which process this is, from 0, and of how many, as `torchrun` says: 0 and 1 without it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def parts(pictures: Pictures, folder: Path) -> Iterator[Part]:
@@ -116,9 +112,9 @@ def of_this_process(pictures: Pictures, folder: Path, made: Mapping[str, Any]) -
     Raises:
         UserError: the folder holds captions that were made in another way, or of other pictures.
     """
-    rank, n_processes = place()
-    for record in folder.glob(".*.run.json"):
-        check_record(folder / record.name[1:].removesuffix(".run.json"), made)
+    rank, n_processes = distributed.place()
+    for path in recorded(folder):
+        check_record(path, made)
     n_whole = 0
     for part in parts(pictures, folder):
         if part.number % n_processes != rank:
@@ -161,10 +157,10 @@ def merge(folder: Path, output: Path, *, separator: str, overwrite: bool) -> int
 def _records(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """The parts in order, each with what is recorded of it; all are there, and fit together."""
     found: dict[int, tuple[Path, dict[str, Any]]] = {}
-    for record in sorted(folder.glob(".*.jsonl.run.json")):
-        path = record.with_name(record.name[1:].removesuffix(".run.json"))
-        facts = json.loads(record.read_text(encoding="utf-8"))
-        found[facts["part"]] = (path, facts)
+    for path in recorded(folder):
+        facts = read_record(path)
+        if path.suffix == ".jsonl" and "part" in facts:
+            found[facts["part"]] = (path, facts)
     if not found:
         raise UserError(f"no parts in {one_line(str(folder))}: name what --output named.")
     after = hashlib.sha256().hexdigest()[:16]

@@ -65,8 +65,7 @@ class Settings(cli.SamplingSettings):
     )
     existing: str = option(
         "keep",
-        "what becomes of a caption in it: keep, overwrite, append or prepend",
-        metavar="HOW",
+        "what becomes of a caption in it",
         choices=("keep", "overwrite", "append", "prepend"),
     )
     prefix: str = option("", "text before each caption of a sidecar", metavar="TEXT")
@@ -155,14 +154,13 @@ def predict(settings: Settings, given: frozenset[str]) -> int:
     ensemble = checkpoint.load_ensemble(settings.checkpoint, device)
     captioner = Captioner(ensemble, asked, n_best=settings.n_best, sentence=settings.sentence)
     job = Job(captioner, sidecars, settings.batch_size, settings.debug)
-    made = _made(settings, captioner)
     try:
         if settings.output and not settings.output.suffix:
-            job.describe_parts(pictures, settings.output, made)
+            job.describe_parts(pictures, settings.output, _made(settings, captioner))
         else:
-            _describe_at_once(settings, job, pictures, made)
+            _describe_at_once(settings, job, pictures)
     finally:  # also of what was done before a stop
-        rank, n_processes = parts.place()
+        rank, n_processes = distributed.place()
         if rank == 0 and (note := pictures.note()):
             log.log(logging.ERROR if pictures.needs_heic else logging.WARNING, note)
         for note in job.notes():
@@ -172,12 +170,10 @@ def predict(settings: Settings, given: frozenset[str]) -> int:
     return cli.SOME_FAILED if has_failed and n_processes == 1 else cli.DONE
 
 
-def _describe_at_once(
-    settings: Settings, job: Job, pictures: Pictures, made: dict[str, Any]
-) -> None:
+def _describe_at_once(settings: Settings, job: Job, pictures: Pictures) -> None:
     """Caption the pictures to the terminal, to a file, or to sidecars alone."""
     sources, total = pictures.counted()
-    with _output(settings, made, one=pictures.is_one) as output:
+    with _output(settings, job.captioner, one=pictures.is_one) as output:
         if job.sidecars and not settings.output:
             sources = job.sidecars.left(sources)
         job.describe(sources, output, total and total - output.n_done)
@@ -187,12 +183,12 @@ def _describe_at_once(
 
 
 @contextmanager
-def _output(settings: Settings, made: dict[str, Any], *, one: bool) -> Iterator[Output]:
+def _output(settings: Settings, captioner: Captioner, *, one: bool) -> Iterator[Output]:
     """Where the captions go besides sidecars."""
     if settings.output:
         with captions_file(
             settings.output,
-            made,
+            _made(settings, captioner),
             separator=settings.csv_separator,
             resume=settings.resume,
             overwrite=settings.overwrite,

@@ -77,7 +77,7 @@ class Run:
     def write_captions(self, features: Tensor) -> list[str]:
         """Caption images as `predict.py` would: (N, F) → N captions."""
         search = checkpoint.search_settings(self.settings, self.vocabulary)
-        hypotheses = caption([self.model], [features[distributed.rank :: distributed.size]], search)
+        hypotheses = caption([self.model], [distributed.part(features)], search)
         mine = [self.vocabulary.decode(best.tokens) for best, *_ in hypotheses]
         return distributed.gathered(mine)
 

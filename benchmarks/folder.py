@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,18 @@ import time
 from pathlib import Path
 
 import numpy as np
-from bench import BATCH, ROOT, Row, arguments, corpus, forward_pass, save_model, seconds, tell
+from bench import (
+    BATCH,
+    ROOT,
+    Row,
+    arguments,
+    corpus,
+    draw,
+    forward_pass,
+    save_model,
+    seconds,
+    tell,
+)
 from bench import main as run_benchmark
 
 from cli import UserError
@@ -52,6 +64,14 @@ def link(paths: list[Path], folder: Path, number: int) -> Path:
     for n, path in zip(range(number), itertools.cycle(paths), strict=False):
         (folder / f"{n:05d}.jpg").symlink_to(path.resolve())
     return folder
+
+
+def small_job(folder: Path, number: int, rng: random.Random) -> tuple[Path, Path]:
+    """A folder of so many drawn pictures, and a small model to caption them with."""
+    drawn = [draw(folder / f"drawn/{n}.jpg", rng) for n in range(50)]
+    trained = folder / "model.pt"
+    save_model(trained, "resnet18", 64)
+    return link(drawn, folder / "pictures", number), trained
 
 
 def main() -> None:

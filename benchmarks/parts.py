@@ -20,9 +20,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import ROOT, Row, draw, save_model, tell
+from bench import ROOT, Row, tell
 from bench import main as run_benchmark
-from folder import link
+from folder import small_job
 
 from cli import UserError
 
@@ -68,10 +68,7 @@ def main() -> None:
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        drawn = [draw(folder / f"drawn/{n}.jpg", rng) for n in range(50)]
-        pictures = link(drawn, folder / "pictures", args.pictures)
-        trained = folder / "model.pt"
-        save_model(trained, "resnet18", 64)
+        pictures, trained = small_job(folder, args.pictures, rng)
         one = run(trained, pictures, folder / "one", 1)
         two = run(trained, pictures, folder / "two", 2)
         moments = [round(rng.uniform(0.1, 0.6) * two / args.kills + 4) for _ in range(args.kills)]

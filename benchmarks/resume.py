@@ -19,9 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import ROOT, Row, draw, save_model, tell
+from bench import ROOT, Row, tell
 from bench import main as run_benchmark
-from folder import link
+from folder import small_job
 
 from cli import DONE, UserError
 
@@ -67,10 +67,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        drawn = [draw(folder / f"drawn/{n}.jpg", rng) for n in range(50)]
-        pictures = link(drawn, folder / "pictures", args.pictures)
-        trained = folder / "model.pt"
-        save_model(trained, "resnet18", 64)
+        pictures, trained = small_job(folder, args.pictures, rng)
         for suffix in (".csv", ".jsonl"):
             whole, resumed = folder / f"whole{suffix}", folder / f"resumed{suffix}"
             if start(trained, pictures, whole).wait() != DONE:

@@ -27,6 +27,31 @@ def drawn(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def stop_after(monkeypatch):
+    """`stop_after(n)`: a context in which Ctrl-C comes once n pictures are in a captions file."""
+    import outputs
+
+    write = outputs.CaptionsFile.write
+
+    @contextlib.contextmanager
+    def stopping(n):
+        n_written = 0
+
+        def stop(self, *args):
+            nonlocal n_written
+            n_written += 1
+            if n_written > n:
+                raise KeyboardInterrupt
+            write(self, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(outputs.CaptionsFile, "write", stop)
+            yield
+
+    return stopping
+
+
 @pytest.fixture(scope="session")
 def real():
     """`real(name)`: a file or folder of the real data below $CAPTION_DATA; skips without it."""

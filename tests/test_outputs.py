@@ -100,19 +100,9 @@ def test_a_killed_process_leaves_what_it_did(trained, folder):
     assert path.read_bytes() == content
 
 
-def test_ctrl_c_says_how_many_are_done_and_how_to_go_on(trained, folder, capsys, monkeypatch):
-    write = outputs.CaptionsFile.write
-    n_written = 0
-
-    def stop_after_two(self, *args):
-        nonlocal n_written
-        n_written += 1
-        if n_written > 2:
-            raise KeyboardInterrupt
-        write(self, *args)
-
-    monkeypatch.setattr(outputs.CaptionsFile, "write", stop_after_two)
-    assert run(trained, folder, "--output", "c.csv") == 130
+def test_ctrl_c_says_how_many_are_done_and_how_to_go_on(trained, folder, capsys, stop_after):
+    with stop_after(2):
+        assert run(trained, folder, "--output", "c.csv") == 130
     said = "stopped: 2 pictures are in c.csv.part. Go on with the same command and --resume."
     assert said in capsys.readouterr().err
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-import outputs
 import parts
 import predict
 
@@ -72,21 +71,12 @@ def test_parts_joined_are_what_one_run_writes(trained, folder, monkeypatch, n_pr
     assert merged(trained, ".csv") == at_once(trained, folder, ".csv")
 
 
-def test_any_number_of_processes_goes_on_with_what_is_there(trained, folder, monkeypatch, capsys):
-    write = outputs.CaptionsFile.write
-    n_written = 0
-
-    def stop_in_the_second_part(self, *args):
-        nonlocal n_written
-        n_written += 1
-        if n_written > 4:
-            raise KeyboardInterrupt
-        write(self, *args)
-
+def test_any_number_of_processes_goes_on_with_what_is_there(
+    trained, folder, monkeypatch, capsys, stop_after
+):
     flags = ("--image", folder, "--output", "out")
-    with monkeypatch.context() as patch:
-        patch.setattr(outputs.CaptionsFile, "write", stop_in_the_second_part)
-        assert run_of(patch, 0, 2, trained, *flags) == 130
+    with stop_after(4):  # in its second part
+        assert run_of(monkeypatch, 0, 2, trained, *flags) == 130
     assert run(trained, "--merge", "out", "--output", "m.jsonl") == 2
     assert "the last parts of out are missing" in capsys.readouterr().err
     for rank in range(3):
@@ -124,6 +114,14 @@ def test_what_was_made_otherwise_is_not_added_to(trained, folder, capsys):
     (folder / "001.png").write_bytes((folder / "00.png").read_bytes())
     assert run(trained, "--image", folder, "--output", "out") == 2
     assert "was written with other pictures" in capsys.readouterr().err
+
+
+def test_other_files_of_captions_there_are_no_parts(trained, folder):
+    """One beside the parts ended `--merge` in a traceback."""
+    assert run(trained, "--image", folder, "--output", "out") == 1
+    assert run(trained, "--image", folder / "00.png", "--output", "out/other.jsonl") == 0
+    (Path("out") / ".broken.jsonl.run.json").write_text("{")
+    assert merged(trained) == at_once(trained, folder)
 
 
 @pytest.mark.parametrize("damage", ["no part", "no last part", "another's", "shorter", "no folder"])
