@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+import signal
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from socket import gethostname
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,10 +22,15 @@ import distributed
 import logs
 from cli import UserError
 from corpus import Corpus
+from distributed import Gradients
 from features import fingerprint
 from files import hold
 from learning import TrainState
 from model import ImageCaptioningModel
+
+T = TypeVar("T")
+
+STEPS_BETWEEN_CHECKS = 8  # for a stop, on a GPU: each makes the host wait
 
 # Settings in which the processes of one run may differ.
 OF_A_MACHINE = ("data", "cache", "device", "quiet", "debug")
@@ -79,6 +85,20 @@ def require(
                 f"{first[1][what]} in the first on {first[0]}. Start all with the same command, "
                 "data and version."
             )
+
+
+def until_stopped(batches: Iterable[T], gradients: Gradients) -> Iterator[T]:
+    """The batches; a signal to any process ends all of them after the same step."""
+    if distributed.size == 1:
+        yield from batches
+        return
+    every = 1 if gradients.flat.device.type == "cpu" else STEPS_BETWEEN_CHECKS
+    with cli.finish_before_stopping() as gradients.caught:
+        for step, batch in enumerate(batches, start=1):
+            yield batch
+            if step % every == 0 and gradients.extra[2] > 0:
+                gradients.caught[:] = gradients.caught or [signal.SIGTERM]
+                return
 
 
 def held_by_first(folder: Path) -> AbstractContextManager[object]:

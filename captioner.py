@@ -41,12 +41,14 @@ class Caption:
         log_prob: its log-probability in nats.
         log_prob_per_word: the same divided by the number of words, the end counted as one.
         familiarity: of the picture: see `familiarity.Familiarity`; None if the model has none.
+        tokens: ids of its words.
     """
 
     text: str
     log_prob: float
     log_prob_per_word: float
     familiarity: float | None
+    tokens: list[int]
 
     @property
     def is_unfamiliar(self) -> bool:
@@ -161,4 +163,5 @@ class Captioner:
     def _caption(self, hypothesis: Hypothesis, familiarity: float | None) -> Caption:
         text = self.vocabulary.decode(hypothesis.tokens)
         text = f"{text[:1].upper()}{text[1:]}." if self.sentence else text
-        return Caption(text, hypothesis.log_prob, hypothesis.log_prob_per_word, familiarity)
+        nats, nats_per_word = hypothesis.log_prob, hypothesis.log_prob_per_word
+        return Caption(text, nats, nats_per_word, familiarity, hypothesis.tokens)

@@ -1,15 +1,14 @@
 """Several processes as one: ``torchrun --nproc-per-node N train.py``.
 
-All make the same plan of batches and take their parts of each. Gradients of sums, divided by the
-words of the whole batch, are added: N train what one trains. (The mean of the processes' means
-would weigh words unequally.) The first alone writes. With one nothing here costs anything.
+All take their parts of each batch of one plan. Gradients of sums, divided by the words of the whole
+batch, are added: N train what one trains. (The mean of their means would weigh words unequally.)
+The first alone writes. With one process nothing here costs anything.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,6 @@ T = TypeVar("T")
 S = TypeVar("S", Tensor, np.ndarray, list[Any], range)
 
 TIMEOUT = float(os.environ.get("DISTRIBUTED_TIMEOUT", 1800))  # seconds; encoding takes long
-STEPS_BETWEEN_CHECKS = 8  # for a stop, on a GPU: each makes the host wait
 rank, size = 0, 1  # of this process, of the group
 restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
@@ -43,9 +41,9 @@ def place() -> tuple[int, int]:
 
 def own_device(device: torch.device) -> torch.device:
     """This process's GPU, or the CPU with its share of the cores, if torchrun started several."""
-    n_local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if place()[1] == 1:
         return device
+    n_local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if device.type == "cuda":
         if (n_gpus := torch.cuda.device_count()) < n_local:
             raise cli.UserError(f"{n_gpus} GPU(s) here: give torchrun --nproc-per-node {n_gpus}.")
@@ -69,8 +67,8 @@ def start(device: torch.device) -> torch.device:
     attempt = str(restarts) if os.environ["GROUP_WORLD_SIZE"] == "1" else ""
     with _explained():
         store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
-        prefixed = dist.PrefixStore(attempt, store)
-        dist.init_process_group(backend, None, timeout, size, rank, prefixed)
+        store = dist.PrefixStore(attempt, store)
+        dist.init_process_group(backend, None, timeout, size, rank, store)
         restarts = max(everyones(restarts))  # each machine counts its own
     if rank:
         logging.getLogger().setLevel(logging.ERROR)
@@ -135,9 +133,9 @@ class Gradients:
         """Begin a step."""
         if size > 1:
             self.flat.zero_()
-            return
-        for weight in self.weights:
-            weight.grad = None
+        else:
+            for weight in self.weights:
+                weight.grad = None
 
     def add_up(self, mean: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
         """Add the gradients of all processes, and these losses, which are returned."""
@@ -147,16 +145,3 @@ class Gradients:
                 dist.all_reduce(self.flat)
             mean, total, _ = self.extra.clone()
         return mean, total
-
-    def until_stopped(self, batches: Iterable[T]) -> Iterator[T]:
-        """The batches; a signal to any process ends all of them after the same step."""
-        if size == 1:
-            yield from batches
-            return
-        every = 1 if self.flat.device.type == "cpu" else STEPS_BETWEEN_CHECKS
-        with cli.finish_before_stopping() as self.caught:
-            for step, batch in enumerate(batches, start=1):
-                yield batch
-                if step % every == 0 and self.extra[2] > 0:
-                    self.caught[:] = self.caught or [signal.SIGTERM]
-                    return

@@ -277,7 +277,7 @@ def train_stage(
                 unit="step",
                 total=len(plan) - state.batch,
             )
-            for batch in gradients.until_stopped(bar):
+            for batch in agreement.until_stopped(bar, gradients):
                 with cli.finish_before_stopping():
                     learning.seed_step(device, settings.seed, state.step)
                     factor = learning.warmup_then_cosine(
