@@ -59,6 +59,7 @@ IMPORTS = {  # file → the files of ours it may import
         *("pretrained", "demo", "metrics", "cli", "familiarity", "distributed", "resnet"),
     },
     "captioner": {"checkpoint", "familiarity", "search", "pictures", "cli"},
+    "explain": {"captioner", "search", "model", "resnet"},
     "outputs": {"captioner", "report", "pictures", "files", "cli"},
     "parts": {"inputs", "outputs", "pictures", "distributed", "cli"},
     "job": {"parts", "captioner", "outputs", "sidecars", "inputs", "pictures", "cli"},
