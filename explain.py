@@ -10,9 +10,11 @@ itself but what an early layer made of it, which is computed once.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,10 +22,14 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from captioner import Captioner
+from captioner import Caption, Captioner
+from files import whole_file
 from model import END, START, UNK, ImageCaptioningModel
+from pictures import Source, read_image, transform
 from resnet import FoldedResNet
 from search import mean_log_prob
+
+log = logging.getLogger(__name__)
 
 N_RIVALS = 4  # of a word
 GRID = 8  # G, along a side
@@ -213,6 +219,20 @@ TILE, TALLEST = 200, 300  # pixels: a tile's width, and the most of its height
 MARGIN, HEAD, LINE = 16, 46, 20  # around a tile, above it for its word and number, of the legend
 LEAST_SCALE = 0.5  # nats: a finer scale would paint what nobody needs to know
 FALLS, RISES = (240, 90, 0), (30, 90, 240)  # colours of a word that falls, or rises, by hiding
+
+
+def write_strip(path: Path, captioner: Captioner, source: Source, caption: Caption) -> None:
+    """Draw the ``strip`` of a picture's caption into a file, which appears whole.
+
+    Raises:
+        UserError: the picture cannot be read.
+    """
+    picture = read_image(source)
+    pixels = transform(read_image(source, size=captioner.image_size), captioner.image_size)
+    sheet = strip(picture, occlusion(captioner, pixels, caption.tokens))
+    with whole_file(path) as part:
+        sheet.save(part, Image.registered_extensions()[path.suffix.lower()])
+    log.info(f"written to {path}")
 
 
 def strip(picture: Image.Image, explanation: Explanation) -> Image.Image:

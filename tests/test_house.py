@@ -59,10 +59,10 @@ IMPORTS = {  # file → the files of ours it may import
         *("pretrained", "demo", "metrics", "cli", "familiarity", "distributed", "resnet"),
     },
     "captioner": {"checkpoint", "familiarity", "search", "pictures", "cli"},
-    "explain": {"captioner", "search", "model", "resnet"},
+    "explain": {"captioner", "search", "model", "resnet", "pictures", "files"},
     "outputs": {"captioner", "report", "pictures", "files", "cli"},
     "parts": {"inputs", "outputs", "pictures", "distributed", "cli"},
-    "job": {"parts", "captioner", "outputs", "sidecars", "inputs", "pictures", "cli"},
+    "job": {"explain", "parts", "captioner", "outputs", "sidecars", "inputs", "pictures", "cli"},
     "predict": {
         *("job", "parts", "captioner", "outputs", "sidecars", "inputs", "checkpoint", "integrity"),
         *("distributed", "cli"),
