@@ -1,12 +1,12 @@
 """What each word of a caption saw, measured: the model has no attention to read it off.
 
-A part of the picture is hidden from the encoder, and the words of the caption are scored again: the
-fall of a word's log-probability is how much it depended on that part. Hidden is not the picture
-itself but what an early layer made of it, which is computed once.
+A part of the picture is hidden, and the words of the caption are scored again: the fall of a word's
+log-probability is how much it depended on that part. How well this points at what words name, and
+what it does not tell: docs/explain.md.
 """
 
-# D tokens of a caption with the end, T words of it with the end, P parts of a picture, G of them
-# along a side, S side of a picture, N pictures or variants of one, F features.
+# D tokens of a caption and its end, T words and its end, P parts of a picture, G of them along a
+# side, S side of a picture, B variants of it, F features, V vocabulary; s side of C maps.
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from captioner import Caption, Captioner
 from files import whole_file
-from model import END, START, UNK, ImageCaptioningModel
+from model import END, START, UNK
 from pictures import Source, read_image, transform
 from resnet import FoldedResNet
 from search import mean_log_prob
@@ -32,8 +32,9 @@ from search import mean_log_prob
 log = logging.getLogger(__name__)
 
 N_RIVALS = 4  # of a word
-GRID = 8  # G, along a side
-LAYER = 1  # of the encoder, before which parts are hidden: after the stem alone
+GRID = 8  # G
+WINDOW = 1.5  # parts: the width of what is hidden with a part, which lies in its middle
+LEAST_UNITS = 14  # along a side of the maps whose gradients are taken: about two for a part
 
 
 class Word(NamedTuple):
@@ -96,81 +97,71 @@ def words(captioner: Captioner, pixels: Tensor, tokens: Sequence[int]) -> list[W
     ]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def occlusion(captioner: Captioner, pixels: Tensor, tokens: Sequence[int]) -> Explanation:
     """Hide each part of the picture in turn, then all of it, and score the caption again.
 
-    What is hidden is replaced by the mean of the picture, in the maps that the encoder's stem makes
-    of it; the whole picture by the mean features of the training. All models of an ensemble have
-    the same part hidden. Arguments as of ``words``.
+    A part is hidden by a square of the picture's mean colour, ``WINDOW`` times as wide as the part.
+    The whole picture is hidden by the mean features of the training: what the model takes for a
+    picture of which nothing is known. Arguments as of ``words``.
 
-    Source: Zeiler and Fergus 2014, arXiv:1311.2901, section 4.2, there with grey squares.
+    Source: Zeiler and Fergus 2014, arXiv:1311.2901, section 4.2.
     """
-    features = [_hidden_features(model, pixels) for model in captioner.models]  # (P + 2, F) each
-    scores = _token_scores(captioner, features, tokens)  # (P + 2, D)
-    falls = (scores[-1] - scores[:-1]).T  # (D, P + 1)
-    maps, whole = falls[:, :-1].unflatten(1, (GRID, GRID)), falls[:, -1]
-    return _explanation(captioner, pixels, tokens, maps, whole)
+    picture = pixels.float()
+    along = _windows(pixels.shape[-1])  # (G, S)
+    hidden = (
+        (along[:, None, :, None] * along[:, None, :]).flatten(0, 1).unsqueeze(1)
+    )  # (P, 1, S, S)
+    mean = picture.mean(dim=(1, 2), keepdim=True)  # (3, 1, 1)
+    variants = torch.cat([torch.lerp(picture, mean, hidden), picture.unsqueeze(0)])
+    features = captioner.encode(variants.round().to(torch.uint8))  # of each model, (P + 1, F)
+    scores = _token_scores(captioner, features, tokens)  # (P + 1, D)
+    falls = (scores[-1] - scores[:-1]).T.unflatten(1, (GRID, GRID))  # (D, G, G)
+    return _explanation(captioner, pixels, tokens, falls, scores[-1])
 
 
-@torch.enable_grad()
 def grad_cam(captioner: Captioner, pixels: Tensor, tokens: Sequence[int]) -> Explanation:
     """Estimate from gradients what ``occlusion`` measures, in a fraction of its time.
 
-    The gradient of a word's log-probability by the maps, times what would be taken away from them,
-    is the fall if the model were linear: nats, too, but an estimate. Arguments as of ``words``.
+    The gradient of a word's log-probability by the maps of a layer, times what they would lose if a
+    part of them became their mean: the fall in nats if the model were linear, which it is not.
+    Arguments as of ``words``.
 
-    Source: Grad-CAM, Selvaraju et al. 2017, arXiv:1610.02391; cell by cell, without the mean of the
-    gradients, as HiResCAM, Draelos and Carin 2020, arXiv:2011.08891.
+    Source: Grad-CAM, Selvaraju et al. 2017, arXiv:1610.02391; cell by cell as in HiResCAM, Draelos
+    and Carin 2020, arXiv:2011.08891.
     """
+    # The deepest layer that takes maps fine enough; layers 2, 3 and 4 take a 4th, 8th and 16th.
+    fine = [layer for layer in (3, 4) if captioner.image_size >> layer >= LEAST_UNITS]
+    layer = max(fine, default=2)
+    maps, features = [], []
+    for model in captioner.models:
+        images = model.normalise(pixels.unsqueeze(0).to(model.device))
+        given = FoldedResNet(model.encoder, torch.float32, layer)(images).requires_grad_()
+        maps.append(given)  # (1, C, s, s)
+        features.append(model.encoder.run_layers(given, first=layer))  # (1, F)
     n_tokens = len(tokens) + 1
-    given = [_maps(model, pixels) for model in captioner.models]  # (1, C, s, s) each
-    copies = [maps.expand(n_tokens, -1, -1, -1).clone().requires_grad_() for maps in given]
-    features = [
-        model.encoder.run_layers(maps, first=LAYER)
-        for model, maps in zip(captioner.models, copies, strict=True)
-    ]
-    scores = _token_scores(captioner, features, tokens)  # (D, D): row d is for token d
-    gradients = torch.autograd.grad(scores.diagonal().sum(), copies)
-    maps = torch.zeros(n_tokens, GRID, GRID, device=scores.device)
-    for gradient, theirs in zip(gradients, given, strict=True):
-        lost = (gradient * (theirs - _fill(theirs))).sum(dim=1)  # (D, s, s)
-        windows = _windows(lost.shape[-1]).to(lost)  # (P, 1, s, s)
-        maps += torch.einsum("dyx,pyx->dp", lost, windows.squeeze(1)).unflatten(1, maps.shape[1:])
-    mean = [model.feature_norm.running_mean.unsqueeze(0) for model in captioner.models]
-    with torch.no_grad():
-        whole = scores.diagonal() - _token_scores(captioner, mean, tokens)[0]
-    return _explanation(captioner, pixels, tokens, maps, whole)
-
-
-def _maps(model: ImageCaptioningModel, pixels: Tensor) -> Tensor:
-    """What the encoder's first layers make of a picture, (1, C, s, s) float32."""
-    images = model.normalise(pixels.unsqueeze(0).to(model.device))
-    return FoldedResNet(model.encoder, torch.float32, LAYER)(images)
-
-
-def _fill(maps: Tensor) -> Tensor:
-    """What stands in the place of a part that is hidden: (1, C, s, s) → (1, C, 1, 1)."""
-    return maps.mean(dim=(2, 3), keepdim=True)
-
-
-def _hidden_features(model: ImageCaptioningModel, pixels: Tensor) -> Tensor:
-    """The features with each of the P parts hidden, the whole picture, and nothing: (P + 2, F)."""
-    maps = _maps(model, pixels)
-    windows = _windows(maps.shape[-1]).to(maps.device)  # (P, 1, s, s)
-    variants = torch.cat([torch.where(windows, _fill(maps), maps), maps])
-    features = model.encoder.run_layers(variants, first=LAYER)
-    return torch.cat([features[:-1], model.feature_norm.running_mean[None], features[-1:]])
+    copies = [theirs.detach().expand(n_tokens, -1).requires_grad_() for theirs in features]
+    scores = _token_scores(captioner, copies, tokens).diagonal()  # (D,)
+    by_features = torch.autograd.grad(scores.sum(), copies)  # of each model, (D, F)
+    falls = torch.zeros(n_tokens, GRID, GRID)
+    for given, theirs, gradients in zip(maps, features, by_features, strict=True):
+        excess = given.detach() - given.detach().mean(dim=(2, 3), keepdim=True)
+        along = _windows(given.shape[-1]).to(given.device)  # (G, s)
+        for fall, gradient in zip(falls, gradients, strict=True):
+            (by_maps,) = torch.autograd.grad(
+                theirs, given, gradient.unsqueeze(0), retain_graph=True
+            )
+            fall += (along @ (by_maps * excess).sum(dim=(0, 1)) @ along.T).cpu()
+    return _explanation(captioner, pixels, tokens, falls, scores.detach())
 
 
 def _windows(side: int) -> Tensor:
-    """Which units of a map of this side are hidden with each part: (P, 1, side, side) bool.
-
-    A window is twice as wide as its part, around it.
-    """
-    unit, part = torch.arange(side) + 0.5, (torch.arange(GRID) + 0.5).unsqueeze(1)
-    along = (unit / side * GRID - part).abs() <= 1  # (G, side)
-    return (along[:, None, :, None] & along[None, :, None, :]).flatten(0, 1).unsqueeze(1)
+    """How much of each unit along a side is hidden with each part: (G, side), from 0 to 1."""
+    edges = torch.arange(side + 1) / side * GRID
+    middle = torch.arange(GRID).unsqueeze(1) + 0.5
+    first, last = middle - WINDOW / 2, middle + WINDOW / 2
+    hidden = torch.minimum(edges[1:], last) - torch.maximum(edges[:-1], first)
+    return hidden.clamp(min=0) * side / GRID
 
 
 def _scores(captioner: Captioner, features: Sequence[Tensor], tokens: Sequence[int]) -> Tensor:
@@ -201,14 +192,17 @@ def _spans(captioner: Captioner, tokens: Sequence[int]) -> list[tuple[str, int, 
 
 
 def _explanation(
-    captioner: Captioner, pixels: Tensor, tokens: Sequence[int], maps: Tensor, dependence: Tensor
+    captioner: Captioner, pixels: Tensor, tokens: Sequence[int], falls: Tensor, scores: Tensor
 ) -> Explanation:
-    """Add up tokens, (D, G, G) and (D,), to words."""
+    """Add up what is known of tokens, (D, G, G) and (D,), to words."""
+    mean = [model.feature_norm.running_mean.unsqueeze(0) for model in captioner.models]
+    with torch.inference_mode():
+        falls_of_all = scores - _token_scores(captioner, mean, tokens)[0]
     spans = [slice(first, last) for _, first, last in _spans(captioner, tokens)]
     return Explanation(
         words(captioner, pixels, tokens),
-        torch.stack([maps[span].sum(dim=0) for span in spans]).cpu(),
-        torch.stack([dependence[span].sum() for span in spans]).cpu(),
+        torch.stack([falls[span].sum(dim=0) for span in spans]).cpu(),
+        torch.stack([falls_of_all[span].sum() for span in spans]).cpu(),
     )
 
 

@@ -185,29 +185,25 @@ HAS_FUSED_CONV = platform.machine() in ("x86_64", "AMD64") and all(
 
 
 class FoldedResNet:
-    """Layers of a ResNet in eval mode, each BatchNorm folded into its convolution.
+    """The first layers of a ResNet in eval mode, each BatchNorm folded into its convolution.
 
     A copy: it does not follow the ResNet's weights when these change. No gradients.
     """
 
     @torch.no_grad()
-    def __init__(
-        self, resnet: ResNet, dtype: torch.dtype, last: int = ALL_LAYERS, *, first: int = 0
-    ) -> None:
+    def __init__(self, resnet: ResNet, dtype: torch.dtype, n_frozen: int = ALL_LAYERS) -> None:
         """Fold the weights, in float32.
 
         Args:
             resnet: copied from.
             dtype: that is computed in.
-            last: the layer before which it ends; 1 is the stem alone, ``ALL_LAYERS`` all and the
+            n_frozen: how many of its first layers; 1 is the stem alone, ``ALL_LAYERS`` all and the
                 pooling.
-            first: the layer it begins with.
         """
-        self.dtype, self.is_whole = dtype, last == ALL_LAYERS
-        self.stem = None if first else _Folded(dtype, resnet.conv1, resnet.bn1)
+        self.dtype, self.is_whole = dtype, n_frozen == ALL_LAYERS
+        self.stem = _Folded(dtype, resnet.conv1, resnet.bn1)
         self.blocks: list[tuple[list[_Folded], _Folded | None]] = []
-        layers = (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4)
-        for layer in layers[max(0, first - 1) : last - 1]:
+        for layer in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4)[: n_frozen - 1]:
             for block in layer:
                 assert isinstance(block, Block)
                 convolutions = [_Folded(dtype, conv, norm) for conv, norm in block.pairs()]
@@ -215,17 +211,16 @@ class FoldedResNet:
                 self.blocks.append((convolutions, downsample))
 
     @torch.no_grad()
-    def __call__(self, maps: Tensor) -> Tensor:
-        """What layer ``first`` takes, (N, C, S, S) → (N, F), or what layer ``last`` takes."""
-        maps = maps.to(self.dtype, memory_format=torch.channels_last)
-        if maps.device.type != "cpu":
-            return self._run(maps)
-        return torch.cat([self._run(part) for part in torch.split(maps, BATCH_IN_CACHE)])
+    def __call__(self, images: Tensor) -> Tensor:
+        """(N, 3, S, S) normalised images → (N, F), or what the next layer takes, (N, C, S, S)."""
+        images = images.to(self.dtype, memory_format=torch.channels_last)
+        if images.device.type != "cpu":
+            return self._run(images)
+        return torch.cat([self._run(part) for part in torch.split(images, BATCH_IN_CACHE)])
 
-    def _run(self, maps: Tensor) -> Tensor:
-        if self.stem:
-            maps = self.stem(maps)  # (N, 64, S/2, S/2)
-            maps = F.max_pool2d(maps, kernel_size=3, stride=2, padding=1)
+    def _run(self, images: Tensor) -> Tensor:
+        maps = self.stem(images)  # (N, 64, S/2, S/2)
+        maps = F.max_pool2d(maps, kernel_size=3, stride=2, padding=1)
         for convolutions, downsample in self.blocks:
             shortcut = downsample(maps, relu=False) if downsample else maps
             for convolution in convolutions[:-1]:
