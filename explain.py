@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,11 +62,13 @@ class Explanation:
         maps: (T, G, G) float32: by how many nats a word's log-probability falls when this part of
             the picture is hidden; below 0 it rises.
         dependence: (T,) the same when the whole picture is hidden.
+        is_estimate: whether the maps are estimated from gradients instead of measured.
     """
 
     words: list[Word]
     maps: Tensor
     dependence: Tensor
+    is_estimate: bool = False
 
 
 @torch.inference_mode()
@@ -84,7 +86,7 @@ def words(captioner: Captioner, pixels: Tensor, tokens: Sequence[int]) -> list[W
     """
     vocabulary, targets = captioner.vocabulary, [*tokens, END]
     places = range(len(targets))
-    scores = _scores(captioner, captioner.encode(pixels.unsqueeze(0)), tokens)[0]  # (D, V)
+    scores = _scores(captioner, captioner.encode(pixels.unsqueeze(0)), tokens)[0].cpu()  # (D, V)
     chosen = scores[places, targets].tolist()
     scores[:, :END] = scores[:, UNK] = -torch.inf  # <pad>, <start> and <unk> are never written
     scores[places, targets] = -torch.inf
@@ -109,11 +111,9 @@ def occlusion(captioner: Captioner, pixels: Tensor, tokens: Sequence[int]) -> Ex
     """
     picture = pixels.float()
     along = _windows(pixels.shape[-1])  # (G, S)
-    hidden = (
-        (along[:, None, :, None] * along[:, None, :]).flatten(0, 1).unsqueeze(1)
-    )  # (P, 1, S, S)
+    hidden = (along[:, None, :, None] * along[:, None]).flatten(0, 1)  # (P, S, S)
     mean = picture.mean(dim=(1, 2), keepdim=True)  # (3, 1, 1)
-    variants = torch.cat([torch.lerp(picture, mean, hidden), picture.unsqueeze(0)])
+    variants = torch.cat([torch.lerp(picture, mean, hidden.unsqueeze(1)), picture.unsqueeze(0)])
     features = captioner.encode(variants.round().to(torch.uint8))  # of each model, (P + 1, F)
     scores = _token_scores(captioner, features, tokens)  # (P + 1, D)
     falls = (scores[-1] - scores[:-1]).T.unflatten(1, (GRID, GRID))  # (D, G, G)
@@ -143,7 +143,7 @@ def grad_cam(captioner: Captioner, pixels: Tensor, tokens: Sequence[int]) -> Exp
     copies = [theirs.detach().expand(n_tokens, -1).requires_grad_() for theirs in features]
     scores = _token_scores(captioner, copies, tokens).diagonal()  # (D,)
     by_features = torch.autograd.grad(scores.sum(), copies)  # of each model, (D, F)
-    falls = torch.zeros(n_tokens, GRID, GRID)
+    falls = torch.zeros(n_tokens, GRID, GRID, device=scores.device)
     for given, theirs, gradients in zip(maps, features, by_features, strict=True):
         excess = given.detach() - given.detach().mean(dim=(2, 3), keepdim=True)
         along = _windows(given.shape[-1]).to(given.device)  # (G, s)
@@ -151,8 +151,9 @@ def grad_cam(captioner: Captioner, pixels: Tensor, tokens: Sequence[int]) -> Exp
             (by_maps,) = torch.autograd.grad(
                 theirs, given, gradient.unsqueeze(0), retain_graph=True
             )
-            fall += (along @ (by_maps * excess).sum(dim=(0, 1)) @ along.T).cpu()
-    return _explanation(captioner, pixels, tokens, falls, scores.detach())
+            fall += along @ (by_maps * excess).sum(dim=(0, 1)) @ along.T
+    found = _explanation(captioner, pixels, tokens, falls, scores.detach())
+    return replace(found, is_estimate=True)
 
 
 def _windows(side: int) -> Tensor:
@@ -169,7 +170,7 @@ def _scores(captioner: Captioner, features: Sequence[Tensor], tokens: Sequence[i
     logits = []
     for model, theirs in zip(captioner.models, features, strict=True):
         inputs = torch.tensor([START, *tokens], device=model.device).expand(len(theirs), -1)
-        logits.append(model.eval().step(inputs, model.init_state(theirs))[0])
+        logits.append(model.step(inputs, model.init_state(theirs))[0])
     return mean_log_prob(logits)
 
 
@@ -210,7 +211,7 @@ def _explanation(
 
 COLUMNS = 5  # tiles in a row
 TILE, TALLEST = 200, 300  # pixels: a tile's width, and the most of its height
-MARGIN, HEAD, LINE = 16, 46, 20  # around a tile, above it for its word and number, of the legend
+MARGIN, HEAD, LEGEND = 16, 46, 50  # around a tile; above it, for its word and number; at the foot
 LEAST_SCALE = 0.5  # nats: a finer scale would paint what nobody needs to know
 FALLS, RISES = (240, 90, 0), (30, 90, 240)  # colours of a word that falls, or rises, by hiding
 
@@ -221,8 +222,8 @@ def write_strip(path: Path, captioner: Captioner, source: Source, caption: Capti
     Raises:
         UserError: the picture cannot be read.
     """
-    picture = read_image(source)
-    pixels = transform(read_image(source, size=captioner.image_size), captioner.image_size)
+    picture = read_image(source, size=captioner.image_size)
+    pixels = transform(picture, captioner.image_size)
     sheet = strip(picture, occlusion(captioner, pixels, caption.tokens))
     with whole_file(path) as part:
         sheet.save(part, Image.registered_extensions()[path.suffix.lower()])
@@ -254,31 +255,32 @@ def strip(picture: Image.Image, explanation: Explanation) -> Image.Image:
 
     n_rows = math.ceil(len(tiles) / COLUMNS)
     step_x, step_y = TILE + MARGIN, HEAD + height + MARGIN
-    legend = _legend(scale)
-    size = (COLUMNS * step_x + MARGIN, n_rows * step_y + MARGIN + LINE * len(legend))
-    sheet = Image.new("RGB", size, "white")
-    draw, large, small = (
-        ImageDraw.Draw(sheet),
-        ImageFont.load_default(19),
-        ImageFont.load_default(14),
-    )
+    sheet = Image.new("RGB", (COLUMNS * step_x + MARGIN, n_rows * step_y + LEGEND), "white")
+    draw = ImageDraw.Draw(sheet)
+    large, small = ImageFont.load_default(19), ImageFont.load_default(14)
     for i, (text, number, tile) in enumerate(tiles):
         x, y = MARGIN + i % COLUMNS * step_x, i // COLUMNS * step_y
         draw.text((x, y + 6), text, fill="black", font=large)
         draw.text((x, y + 28), number, fill="dimgray", font=small)
         sheet.paste(tile, (x, y + HEAD))
-    for i, line in enumerate(legend):
-        draw.text((MARGIN, n_rows * step_y + 10 + LINE * i), line, fill="black", font=small)
+    sheet.paste(_legend(scale, explanation.is_estimate), (MARGIN, n_rows * step_y))
     return sheet
 
 
-def _legend(scale: float) -> list[str]:
-    return [
-        f"Orange: with this part of the picture hidden, the word's log-probability falls, by "
-        f"{scale:.1f} nats where it is strongest;",
-        "blue: it rises. The number: its change with the part hidden that it needs most; all: with "
-        "the whole picture hidden.",
-    ]
+def _legend(scale: float, is_estimate: bool) -> Image.Image:
+    """The scale of colours, and what the numbers are; ``scale`` in nats."""
+    estimated = " (estimated from gradients)" if is_estimate else ""
+    text = (
+        f"+{scale:.1f} to -{scale:.1f} nats: how the word's log-probability changes when this part "
+        f"of the picture is hidden{estimated}.\n"
+        "The numbers: its change when the part that it needs most is hidden, and when all of it is."
+    )
+    legend = Image.new("RGB", (COLUMNS * (TILE + MARGIN), LEGEND), "white")
+    bar = _painted(Image.new("RGB", (TILE, 14), "gray"), torch.linspace(-1, 1, 9)[None])
+    legend.paste(bar, (0, 8))
+    font = ImageFont.load_default(14)
+    ImageDraw.Draw(legend).multiline_text((TILE + MARGIN, 4), text, fill="black", font=font)
+    return legend
 
 
 def _change(fall: float) -> str:
