@@ -8,6 +8,7 @@ between them (Linux, iproute2); they share its files. Stage 1, a process each, g
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,7 @@ HOSTS = {
     "captions1": "10.77.0.2",
 }  # namespace, which is its name: address
 CABLES = ("cable0", "cable1")
+PATIENCE = 150  # seconds
 # torch's own store keeps the address of a process that died (pytorch/pytorch#135712).
 ENVIRONMENT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "DISTRIBUTED_TIMEOUT": "20"}
 
@@ -39,17 +41,15 @@ def ip(*command: str) -> None:
 
 @contextmanager
 def two_machines() -> Iterator[None]:
-    """Set them up, and take them away again."""
+    """Set them up, and take them away again, also what a killed run of this left."""
+    _remove()
     try:
         for name in HOSTS:
             ip("netns", "add", name)
             config = Path("/etc/netns") / name
             config.mkdir(parents=True)
-            lines = [
-                "127.0.0.1 localhost",
-                *(f"{address} {host}" for host, address in HOSTS.items()),
-            ]
-            (config / "hosts").write_text("\n".join(lines) + "\n")  # is /etc/hosts there
+            names = "".join(f"{address} {host}\n" for host, address in HOSTS.items())
+            (config / "hosts").write_text(f"127.0.0.1 localhost\n{names}")  # /etc/hosts there
         ip("link", "add", CABLES[0], "type", "veth", "peer", "name", CABLES[1])
         for (name, address), cable in zip(HOSTS.items(), CABLES, strict=True):
             ip("link", "set", cable, "netns", name)
@@ -58,11 +58,13 @@ def two_machines() -> Iterator[None]:
                 ip("-n", name, "link", "set", link, "up")
         yield
     finally:
-        for name in HOSTS:
-            subprocess.run(["ip", "netns", "del", name], check=False)
-            for path in Path("/etc/netns").glob(f"{name}/hosts"):
-                path.unlink()
-                path.parent.rmdir()
+        _remove()
+
+
+def _remove() -> None:
+    for name in HOSTS:
+        subprocess.run(["ip", "netns", "del", name], check=False, stderr=subprocess.DEVNULL)
+        shutil.rmtree(f"/etc/netns/{name}", ignore_errors=True)
 
 
 def train(folder: Path, flags: list[str], *, what: str = "", restarts: int = 0) -> list[Done]:
@@ -79,7 +81,11 @@ def train(folder: Path, flags: list[str], *, what: str = "", restarts: int = 0) 
         )  # fmt: skip
     found = []
     for process in processes:
-        _, stderr = process.communicate(timeout=400)
+        try:
+            _, stderr = process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:  # torchrun itself, whose own store is behind the cable
+            process.kill()
+            _, stderr = process.communicate()
         found.append(Done(folder, process.returncode, stderr))
     return found
 
