@@ -118,13 +118,10 @@ def evaluate(settings: Settings, given: frozenset[str]) -> int:
     if len(examples) < metrics.FEW:
         log.warning(f"warning: CIDEr means little on fewer than {metrics.FEW} images.")
     evaluation = _score(settings, models[0], corpus, search, examples, found)
-    _print(evaluation)
-    if settings.output:
-        write(settings.output, evaluation, separator=settings.csv_separator)
-        log.info(f"written to {settings.output}")
-    if settings.figures:
-        figures.draw(settings.figures, evaluation, _runs(models))
-        log.info(f"written to {settings.figures}")
+    try:
+        _print(evaluation)
+    finally:  # a reader that has gone, as in `… | head`, does not cost the files
+        _write(settings, evaluation, models)
     is_whole = len(examples) == len(corpus.splits[settings.split])
     return cli.DONE if is_whole else cli.SOME_FAILED
 
@@ -286,6 +283,16 @@ def _print(evaluation: Evaluation) -> None:
     for name, value in statistics.items():
         print(f"{name:<{width}}{value:8.1f}")
     print(f"\n{json.dumps(evaluation.summary())}")
+
+
+def _write(settings: Settings, evaluation: Evaluation, models: Sequence[Checkpoint]) -> None:
+    """Write the report and draw the figures that were asked for."""
+    if settings.output:
+        write(settings.output, evaluation, separator=settings.csv_separator)
+        log.info(f"written to {settings.output}")
+    if settings.figures:
+        figures.draw(settings.figures, evaluation, _runs(models))
+        log.info(f"written to {settings.figures}")
 
 
 def _runs(models: Sequence[Checkpoint]) -> list[Path]:

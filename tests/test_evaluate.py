@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
 import types
 
@@ -291,6 +292,16 @@ def test_yardsticks_are_printed_and_reported(trained, tmp_path, capsys):
     for yardstick in found["yardsticks"]:
         for name, value in yardstick["scores"].items():
             assert said[f"{name} ({yardstick['name']})"] == value
+
+
+def test_a_reader_that_has_gone_does_not_cost_the_report(trained, tmp_path):
+    """`evaluate.py --output report.json | head -3` left no report, with the exit status 0."""
+    flags = ["--checkpoint", trained.checkpoints / "best.pt", "--cache", tmp_path / "cache"]
+    command = [sys.executable, evaluate.__file__, *flags, "--output", tmp_path / "r.json"]
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE) as process:
+        process.stdout.close()
+    assert process.returncode == 0
+    assert (tmp_path / "r.json").exists()
 
 
 def test_progress_of_search_and_scoring_is_told(trained, tmp_path, capsys, monkeypatch):
