@@ -47,7 +47,11 @@ IMPORTS = {  # file → the files of ours it may import
         *("integrity", "learning", "loader", "search", "model", "resnet", "cli", "files"),
         "familiarity",
     },
-    "report": {"familiarity", "pictures", "cli", "files"},
+    "yardsticks": {"metrics", "corpus", "splits", "tables"},
+    "report": {"familiarity", "pictures", "cli", "files", "tables", "yardsticks"},
+    "compare": {"metrics", "cli"},
+    "official": {"yardsticks"},
+    "figures": {"report", "pictures", "files", "cli"},
     "logs": {"learning", "loader", "corpus", "model", "metrics", "pictures", "distributed"},
     "agreement": {
         *("logs", "checkpoint", "features", "learning", "model", "corpus", "files", "cli"),
@@ -59,7 +63,7 @@ IMPORTS = {  # file → the files of ours it may import
         *("pretrained", "demo", "metrics", "cli", "familiarity", "distributed", "resnet"),
     },
     "captioner": {"checkpoint", "familiarity", "search", "pictures", "cli"},
-    "outputs": {"captioner", "report", "pictures", "files", "cli"},
+    "outputs": {"captioner", "report", "pictures", "files", "tables", "cli"},
     "parts": {"inputs", "outputs", "pictures", "distributed", "cli"},
     "job": {"parts", "captioner", "outputs", "sidecars", "inputs", "pictures", "cli"},
     "predict": {
@@ -68,6 +72,7 @@ IMPORTS = {  # file → the files of ours it may import
     },
     "evaluate": {
         *("checkpoint", "features", "search", "report", "metrics", "corpus", "cli"),
+        *("compare", "figures", "official", "yardsticks"),
     },
     "train": {
         *("run", "logs", "checkpoint", "features", "learning", "selfcritical", "loader", "demo"),
@@ -137,7 +142,12 @@ SCRIPTS = {"train", "predict", "evaluate"}
 
 @pytest.mark.parametrize(
     ("page", "scripts"),
-    [("README.md", SCRIPTS), ("README.fr.md", SCRIPTS), ("docs/captioning.md", {"predict"})],
+    [
+        ("README.md", SCRIPTS),
+        ("README.fr.md", SCRIPTS),
+        ("docs/captioning.md", {"predict"}),
+        ("docs/evaluation.md", {"evaluate"}),
+    ],
 )
 def test_commands_of_the_readme_parse(page, scripts):
     import cli
