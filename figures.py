@@ -32,11 +32,7 @@ SUFFIXES = (".png", ".svg")
 WIDTH = 7.0  # inches: a page's text
 DPI = 200
 MAX_ROWS, N_COLUMNS = 3, 4  # of pictures
-TITLE, CARD, TEXT = (
-    0.3,
-    2.55,
-    0.75,
-)  # inches: above the pictures; a picture with its captions; these
+TITLE, CARD, TEXT = 0.3, 2.55, 0.75  # inches: above the pictures; one with captions; these
 THUMBNAIL = 400  # pixels
 LINE = 31  # letters of a caption in a line
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito 2008
