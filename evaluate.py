@@ -2,7 +2,7 @@
 
 Captions a split's images by beam search and compares with what people wrote. Prints a
 table and, as the last line, the same as one line of JSON; `--output report.html` writes a page to
-browse.
+browse, `--figures folder` pictures for a report. `--compare a.json b.json` compares two reports.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ class Settings(cli.SamplingSettings):
 
     EXAMPLES: ClassVar = (
         "python evaluate.py --split test",
-        "python evaluate.py --checkpoint a.pt b.pt --output report.html",
+        "python evaluate.py --checkpoint a.pt b.pt --output report.html --figures figures",
+        "python evaluate.py --compare a.json b.json",
     )
 
     checkpoint: tuple[Path, ...] = option(
@@ -34,39 +35,63 @@ class Settings(cli.SamplingSettings):
     data: Path | None = option(None, "folder with captions and photos; left out, as in training")
     captions: str | None = option(None, "captions file in that folder; left out, as in training")
     cache: Path = option(Path("cache"), "where computed features are kept")
-    output: Path | None = option(None, "report for each image: .html or .json", group="output")
-    overwrite: bool = option(False, "replace the output file if it exists")
+    output: Path | None = option(
+        None, "report for each image: .html, .json or .csv", group="output"
+    )
+    csv_separator: str = option(
+        "comma",
+        "of .csv; semicolon: for spreadsheets with decimal commas",
+        choices=("comma", "semicolon", "tab"),
+    )
+    figures: Path | None = option(
+        None, "folder for figures: curves, pictures, distribution of scores"
+    )
+    overwrite: bool = option(False, "replace what is there of the output")
     coco: bool = option(False, "score with coco-caption too: needs pycocoevalcap and Java")
+    compare: tuple[Path, ...] = option(
+        (),
+        "two .json reports of the same images: could the difference be chance?",
+        metavar="REPORT",
+        group="two models",
+    )
     quiet: bool = option(False, "no progress and notes, only results and errors", group="run")
     debug: bool = option(False, "show where an error comes from")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.output and self.output.suffix not in (".html", ".json"):
-            raise ValueError(f"--output must end in .html or .json, got {self.output}")
+        if self.output and self.output.suffix not in (".html", ".json", ".csv"):
+            raise ValueError(f"--output must end in .html, .json or .csv, got {self.output}")
+        if self.csv_separator != "comma" and not (self.output and self.output.suffix == ".csv"):
+            raise ValueError("--csv-separator is for --output report.csv")
+        if len(self.compare) not in (0, 2):
+            raise ValueError(f"--compare takes two reports, got {len(self.compare)}")
 
 
 if __name__ == "__main__":  # before the slow imports
     cli.answer_at_once(Settings)
 
-import contextlib
-import io
 import json
 import logging
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 import checkpoint
+import figures
 import metrics
-import report
 from checkpoint import Checkpoint
-from cli import UserError
+from cli import UserError, progress
+from compare import compare
 from corpus import Corpus, Example, load_corpus
 from features import load_features
+from official import official
+from report import Evaluation, Row, write
 from search import Hypothesis, Search, caption
+from yardsticks import yardsticks
+
+BATCH_SIZE = 64  # pictures captioned at a time
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +106,10 @@ def evaluate(settings: Settings, given: frozenset[str]) -> int:
     Returns:
         The exit status, which says whether all pictures could be read.
     """
-    if settings.output and settings.output.exists() and not settings.overwrite:
-        raise UserError(f"{settings.output} exists: give --overwrite to replace it.")
+    if settings.compare:
+        _compare(settings, given)
+        return cli.DONE
+    _check_output(settings)
     models = checkpoint.load_ensemble(settings.checkpoint, cli.device(settings.device))
     corpus = _corpus(settings, models[0])
     search = models[0].search({name: getattr(settings, name) for name in given})
@@ -90,40 +117,33 @@ def evaluate(settings: Settings, given: frozenset[str]) -> int:
     examples, found = _caption(settings, models, corpus.splits[settings.split], search)
     if len(examples) < metrics.FEW:
         log.warning(f"warning: CIDEr means little on fewer than {metrics.FEW} images.")
-
-    vocabulary = models[0].vocabulary
-    captions = [vocabulary.decode(hypotheses[0].tokens) for hypotheses in found]
-    references = [example.captions for example in examples]
-    scores: dict[str, float] = metrics.score(captions, references)
-    official = _official(captions, references) if settings.coco else {}
-    diversity = _diversity(models[0], captions, found, references, corpus)
-    asked = {
-        "checkpoint": " ".join(map(str, settings.checkpoint)),
-        "split": settings.split,
-        "images": len(captions),
-        **{name: value for name, value in asdict(search).items() if name != "banned_final_ids"},
-    }
-    theirs = {f"{name} (official)": value for name, value in official.items()}
-    summary = {**scores, **theirs, **diversity}
-    _print({**asked, **summary}, scores, official, diversity)
-    if settings.output:
-        per_image = metrics.score_each(captions, references)
-        rows = [
-            report.Row(example.name, text, hypotheses[0].log_prob, each, example.captions)
-            for example, text, hypotheses, each in zip(
-                examples, captions, found, per_image, strict=True
-            )
-        ]
-        report.write(
-            settings.output,
-            rows,
-            summary=summary,
-            settings=asked,
-            pictures=[example.path for example in examples],
-        )
-        log.info(f"written to {settings.output}")
+    evaluation = _score(settings, models[0], corpus, search, examples, found)
+    try:
+        _print(evaluation)
+    finally:  # a reader that has gone, as in `… | head`, does not cost the files
+        _write(settings, evaluation, models)
     is_whole = len(examples) == len(corpus.splits[settings.split])
     return cli.DONE if is_whole else cli.SOME_FAILED
+
+
+def _compare(settings: Settings, given: frozenset[str]) -> None:
+    others = sorted(given - {"compare", "quiet", "debug"})
+    if others:
+        raise UserError(
+            f"--compare reads two reports and runs no model: leave {cli.flag(others[0])} out."
+        )
+    compare(*settings.compare)
+
+
+def _check_output(settings: Settings) -> None:
+    """Before the work begins: nothing is written over, and what is needed is installed."""
+    if settings.figures:
+        figures.require()
+    wanted = [settings.output] if settings.output else []
+    wanted += figures.files(settings.figures) if settings.figures else []
+    for path in wanted:
+        if path.exists() and not settings.overwrite:
+            raise UserError(f"{path} exists: give --overwrite to replace it.")
 
 
 def _corpus(settings: Settings, trained: Checkpoint) -> Corpus:
@@ -159,7 +179,56 @@ def _caption(
         )
         features.append({e.path: row for e, row in zip(examples, found, strict=True)})
     stacked = [torch.stack([of[example.path] for example in examples]) for of in features]
-    return examples, caption([trained.model for trained in models], stacked, search)
+
+    def hypotheses() -> Iterator[list[Hypothesis]]:
+        for start in range(0, len(examples), BATCH_SIZE):
+            batch = [rows[start : start + BATCH_SIZE] for rows in stacked]
+            yield from caption([trained.model for trained in models], batch, search)
+
+    shown = progress(hypotheses(), about="captioning", unit="picture", total=len(examples))
+    return examples, list(shown)
+
+
+def _score(
+    settings: Settings,
+    trained: Checkpoint,
+    corpus: Corpus,
+    search: Search,
+    examples: Sequence[Example],
+    found: Sequence[Sequence[Hypothesis]],
+) -> Evaluation:
+    """The best hypotheses scored, as a split and one by one, and what stands beside the scores."""
+    captions = [trained.vocabulary.decode(hypotheses[0].tokens) for hypotheses in found]
+    references = [example.captions for example in examples]
+    shown = partial(progress, about="scoring", unit="caption")
+    measured = metrics.measure(captions, references, shown=shown)
+    theirs = official(captions, references) if settings.coco else None
+    asked = {name: value for name, value in asdict(search).items() if name != "banned_final_ids"}
+    return Evaluation(
+        settings={
+            "checkpoint": " ".join(map(str, settings.checkpoint)),
+            "split": settings.split,
+            "images": len(captions),
+            **asked,
+        },
+        scores=measured.scores(),
+        statistics=_diversity(trained, captions, found, references, corpus),
+        yardsticks=[
+            *([theirs] if theirs else []),
+            *yardsticks(corpus, settings.split, examples, shown=shown),
+        ],
+        rows=[  # without BLEU, which says nothing of a single caption
+            Row(
+                example.name,
+                captions[i],
+                found[i][0].log_prob,
+                {"CIDEr": float(measured.cider[i]), "ROUGE-L": float(measured.rouge[i])},
+                example.captions,
+            )
+            for i, example in enumerate(examples)
+        ],
+        pictures=[example.path for example in examples],
+    )
 
 
 def _diversity(
@@ -192,67 +261,48 @@ def _diversity(
     }
 
 
-def _official(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Scores of coco-caption itself, x 100; nothing but a warning where it does not run."""
-    if not shutil.which("java"):
-        log.warning("warning: --coco needs Java: install it (Debian: default-jre-headless).")
-        return {}
-    try:
-        from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.meteor.meteor import Meteor
-        from pycocoevalcap.rouge.rouge import Rouge
-        from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-    except ImportError as error:
-        log.warning(f"warning: --coco needs `pip install pycocoevalcap` ({error}).")
-        return {}
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
-            tokenizer = PTBTokenizer()
-            theirs = tokenizer.tokenize(
-                {
-                    i: [{"caption": " ".join(t.split())} for t in image]
-                    for i, image in enumerate(references)
-                }
-            )
-            ours = tokenizer.tokenize({i: [{"caption": text}] for i, text in enumerate(captions)})
-            scores = dict(
-                zip(
-                    ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4"),
-                    Bleu(4).compute_score(theirs, ours)[0],
-                    strict=True,
-                )
-            )
-            for name, scorer in (("CIDEr", Cider()), ("ROUGE-L", Rouge()), ("METEOR", Meteor())):
-                scores[name] = scorer.compute_score(theirs, ours)[0]
-    except Exception as error:  # a Java process can fail in any way
-        log.warning(f"warning: --coco failed, its scores are left out: {error!r}")
-        return {}
-    return {name: 100 * float(value) for name, value in scores.items()}
-
-
-def _print(
-    summary: dict[str, object],
-    scores: dict[str, float],
-    official: dict[str, float],
-    diversity: dict[str, float],
-) -> None:
+def _print(evaluation: Evaluation) -> None:
     """A table for people, a line of JSON for scripts."""
-    way = f"beam {summary['beam_size']}"
-    if summary["temperature"]:
-        way = f"sampled at temperature {summary['temperature']:g}"
-    print(f"{summary['checkpoint']} on {summary['images']:,} {summary['split']} images, {way}\n")
-    width = max(map(len, diversity))
-    if official:
-        print(f"{'':<{width}}    ours  official")
-    for name in dict.fromkeys([*scores, *official]):
-        ours = f"{scores[name]:8.1f}" if name in scores else " " * 8
-        theirs = f"{official[name]:10.1f}" if name in official else ""
-        print(f"{name:<{width}}{ours}{theirs}")
+    asked, statistics = evaluation.settings, evaluation.statistics
+    way = f"beam {asked['beam_size']}"
+    if asked["temperature"]:
+        way = f"sampled at temperature {asked['temperature']:g}"
+    for yardstick in evaluation.computed:
+        log.info(f"{yardstick.name}: {yardstick.meaning}")
+    print(f"{asked['checkpoint']} on {asked['images']:,} {asked['split']} images, {way}\n")
+    width = max(map(len, statistics))
+    columns = {"ours": evaluation.scores, **{y.name: y.scores for y in evaluation.computed}}
+    print(" " * width + "".join(whose.rjust(max(8, len(whose) + 2)) for whose in columns))
+    for name in dict.fromkeys(name for scores in columns.values() for name in scores):
+        cells = [
+            (f"{scores[name]:.1f}" if name in scores else "").rjust(max(8, len(whose) + 2))
+            for whose, scores in columns.items()
+        ]
+        print(f"{name:<{width}}{''.join(cells)}")
     print()
-    for name, value in diversity.items():
+    for name, value in statistics.items():
         print(f"{name:<{width}}{value:8.1f}")
-    print(f"\n{json.dumps(summary)}")
+    print(f"\n{json.dumps(evaluation.summary())}")
+
+
+def _write(settings: Settings, evaluation: Evaluation, models: Sequence[Checkpoint]) -> None:
+    """Write the report and draw the figures that were asked for."""
+    if settings.output:
+        write(settings.output, evaluation, separator=settings.csv_separator)
+        log.info(f"written to {settings.output}")
+    if settings.figures:
+        figures.draw(settings.figures, evaluation, _runs(models))
+        log.info(f"written to {settings.figures}")
+
+
+def _runs(models: Sequence[Checkpoint]) -> list[Path]:
+    """The folders in which the models' trainings logged their curves, if they are there."""
+    wanted = [Path(m.settings["runs"]) / m.settings["run_name"] for m in models]
+    found = [run for run in dict.fromkeys(wanted) if any(run.glob("events.out.tfevents.*"))]
+    if len(found) < len(set(wanted)):
+        gone = next(run for run in wanted if run not in found)
+        log.warning(f"warning: no curves of {gone}, where the training logged: it is not there.")
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -83,11 +82,7 @@ def tokens(text: str) -> list[str]:
 
 
 def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Score one caption per image against its references.
-
-    Args:
-        hypotheses: one caption per image.
-        references: for each image its captions, at least one.
+    """Score one caption per image against its references, of which each image has at least one.
 
     Returns:
         CIDEr (0 to 1000), BLEU-1 to BLEU-4 and ROUGE-L (0 to 100), all times 100 as papers print
@@ -96,35 +91,52 @@ def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dic
     Raises:
         ValueError: no images, an image without references, or not one hypothesis per image.
     """
-    words = [tokens(text) for text in hypotheses]
-    reference_words = [[tokens(text) for text in image] for image in references]
-    cider, rouge = cider_d(words, reference_words), rouge_l(words, reference_words)
-    scores = {"CIDEr": sum(cider) / len(cider)}
-    scores |= {f"BLEU-{n}": value for n, value in enumerate(bleu(words, reference_words), 1)}
-    scores["ROUGE-L"] = sum(rouge) / len(rouge)
-    return {name: 100 * value for name, value in scores.items()}
+    return measure(hypotheses, references).scores()
 
 
-def score_each(
-    hypotheses: Sequence[str], references: Sequence[Sequence[str]]
-) -> list[dict[str, float]]:
-    """CIDEr and ROUGE-L of each image, times 100; their means are those of ``score``.
+def measure(
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    shown: Callable[[Sequence[str]], Iterable[str]] = iter,
+) -> Measured:
+    """What ``score`` sums up, of each image; ``shown`` may tell how far the counting is."""
+    _check(references, hypotheses)
+    words, reference_words, rouge, counts = [], [], [], []
+    for text, image in zip(shown(hypotheses), references, strict=True):
+        words.append(tokens(text))
+        reference_words.append([tokens(reference) for reference in image])
+        rouge += rouge_l(words[-1:], reference_words[-1:])
+        counts.append(bleu_counts(words[-1:], reference_words[-1:]))
+    cider = np.array(cider_d(words, reference_words))
+    return Measured(100 * cider, 100 * np.array(rouge), np.concatenate(counts))
 
-    BLEU is left out: of a single caption, most often without four words in a row right, it says
-    nothing.
-    """
-    words = [tokens(text) for text in hypotheses]
-    reference_words = [[tokens(text) for text in image] for image in references]
-    return [
-        {"CIDEr": 100 * cider, "ROUGE-L": 100 * rouge}
-        for cider, rouge in zip(
-            cider_d(words, reference_words), rouge_l(words, reference_words), strict=True
-        )
-    ]
+
+class Measured(NamedTuple):
+    """What the scores of N images are made of."""
+
+    cider: Floats  # (N,) times 100
+    rouge: Floats  # (N,) times 100
+    counts: Ints  # (N, 10), see `bleu_counts`
+
+    def scores(self) -> dict[str, float]:
+        """As ``score``."""
+        once = self.resampled(np.ones((1, len(self.cider)), np.int64))
+        return {name: float(value[0]) for name, value in once.items()}
+
+    def resampled(self, times: Ints) -> dict[str, Floats]:
+        """The scores if the images occurred so often: (B, N) → for each score (B,), times 100.
+
+        CIDEr's weights stay those of the N images.
+        """
+        n_images, of_bleu = times.sum(axis=1), 100 * bleu_of(times @ self.counts)  # (B,), (B, 4)
+        scores = {"CIDEr": times @ self.cider / n_images}
+        scores |= {f"BLEU-{n}": of_bleu[:, n - 1] for n in range(1, 5)}
+        return scores | {"ROUGE-L": times @ self.rouge / n_images}
 
 
 def bleu(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
-    """BLEU-1, 2, 3 and 4 of the whole corpus, 0 to 1, not smoothed, by nltk.
+    """BLEU-1, 2, 3 and 4 of the whole corpus, 0 to 1, not smoothed, of nltk's counts.
 
     The same as coco-caption's (to 1e-7) while every hypothesis has at least four words. For a
     shorter one nltk counts a missed n-gram where coco-caption counts none, so that the score is a
@@ -132,13 +144,29 @@ def bleu(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> 
 
     Source: Papineni et al. 2002, "BLEU", aclanthology.org/P02-1040.
     """
-    from nltk.translate.bleu_score import corpus_bleu  # imported late: it is slow
+    return [float(value) for value in bleu_of(bleu_counts(hypotheses, references).sum(axis=0))]
+
+
+def bleu_counts(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> Ints:
+    """(N, 10): n-grams that match, n-grams, both of n = 1 to 4; words, the nearest reference's."""
+    from nltk.translate.bleu_score import closest_ref_length, modified_precision  # slow: late
 
     _check(references, hypotheses)
-    weights = [(1 / n,) * n for n in range(1, 5)]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"\s*The hypothesis contains 0 counts", UserWarning)
-        return [float(value) for value in corpus_bleu(references, hypotheses, weights)]
+    counts = []
+    for words, image in zip(hypotheses, references, strict=True):
+        shares = [modified_precision(image, words, n) for n in range(1, 5)]
+        matches, ngrams = [p.numerator for p in shares], [p.denominator for p in shares]
+        counts.append([*matches, *ngrams, len(words), closest_ref_length(image, len(words))])
+    return np.array(counts)
+
+
+def bleu_of(counts: Ints) -> Floats:
+    """BLEU-1 to 4, 0 to 1, of sums of ``bleu_counts``: (..., 10) → (..., 4)."""
+    matches, ngrams, n_words = counts[..., :4], counts[..., 4:8], counts[..., 8:9]
+    precisions = np.maximum(matches / ngrams, np.finfo(np.float64).tiny)
+    means = np.log(precisions).cumsum(axis=-1) / np.arange(1, 5)
+    brevity = np.minimum(0, 1 - counts[..., 9:] / np.maximum(1, n_words))
+    return np.where(matches[..., :1] > 0, np.exp(means + brevity), 0.0)
 
 
 def rouge_l(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:

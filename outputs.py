@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import html
 import importlib.util
-import io
 import json
 import logging
 import os
@@ -23,10 +22,10 @@ from captioner import Caption
 from cli import UserError, flag
 from files import lock, whole_file
 from pictures import Source, one_line
+from tables import CSV_SEPARATORS, csv_head, csv_line
 
 log = logging.getLogger(__name__)
 
-SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t"}  # of CSV, as flags name them
 Rows = list[dict[str, Any]]  # the captions of a picture, best first: a value for each of COLUMNS
 COLUMNS = ["image", "rank", "caption", "log_prob", "log_prob_per_word", "familiarity"]
 OTHER = {"model": "another model", "before": "other pictures", "after": "other pictures"}
@@ -124,26 +123,17 @@ class Format:
 
 def _format(path: Path, separator: str) -> Format:
     if path.suffix == ".csv":
-        return _csv_format(SEPARATORS[separator])
+        return _csv_format(separator)
     if path.suffix == ".html":
         return _html_format(path.parent)
     return Format("", _encode_json, _json_records)  # parquet is made of it at the end
 
 
 def _csv_format(separator: str) -> Format:
-    """CSV; with semicolons as spreadsheets want it that write numbers with a decimal comma."""
-    is_local = separator == ";"
-
-    def line(values: Sequence[object]) -> str:
-        text = io.StringIO()
-        csv.writer(text, delimiter=separator).writerow(values)
-        return text.getvalue()
-
-    def shown(value: object) -> object:
-        return str(value).replace(".", ",") if is_local and isinstance(value, float) else value
+    """CSV, as ``tables.csv_line``."""
 
     def encode(_: Source, rows: Rows) -> str:
-        return "".join(line([*map(shown, row.values())]) for row in rows)
+        return "".join(csv_line([*row.values()], separator) for row in rows)
 
     def records(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
         end, is_whole = file.tell(), True
@@ -154,13 +144,13 @@ def _csv_format(separator: str) -> Format:
                 end, is_whole = end + len(raw), raw.endswith(b"\n")
                 yield raw.decode("utf-8")
 
-        for image, rank, *rest in csv.reader(lines(), delimiter=separator, strict=True):
+        delimiter = CSV_SEPARATORS[separator]
+        for image, rank, *rest in csv.reader(lines(), delimiter=delimiter, strict=True):
             if not is_whole or len(rest) != len(COLUMNS) - 2:
                 return
             yield image, int(rank), end
 
-    mark = "\ufeff" if is_local else ""  # without it they take UTF-8 for something else
-    return Format(mark + line(COLUMNS), encode, records)
+    return Format(csv_head(COLUMNS, separator), encode, records)
 
 
 def _encode_json(_: Source, rows: Rows) -> str:
@@ -379,7 +369,7 @@ def captions_file(
     Args:
         path: ends in ``.csv``, ``.jsonl``, ``.html`` or ``.parquet``; its folder is made.
         made: what the captions depend on, plain values by name.
-        separator: of CSV, one of ``SEPARATORS``.
+        separator: of CSV, one of ``tables.CSV_SEPARATORS``.
         resume: go on with what is there, if something is.
         overwrite: replace it.
 

@@ -20,6 +20,7 @@ from typing import Any
 from cli import UserError
 
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+CSV_SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t"}  # as flags name them
 IMAGE_SUFFIX = re.compile(r"\.[A-Za-z]\w{1,4}$")
 
 
@@ -305,3 +306,24 @@ class _Delimited:
             if IMAGE_SUFFIX.search(image) if has_suffix else image and " " not in image:
                 return True
         return False
+
+
+# --------------------------------------------------------------------------- written tables
+
+
+def csv_head(columns: Sequence[str], separator: str) -> str:
+    """The first line of CSV, with a mark that spreadsheets need to take it for UTF-8."""
+    mark = "\ufeff" if separator == "semicolon" else ""
+    return mark + csv_line(columns, separator)
+
+
+def csv_line(values: Sequence[object], separator: str) -> str:
+    """A line of CSV, separated by one of ``CSV_SEPARATORS``.
+
+    With semicolons as spreadsheets want it that write numbers with a decimal comma.
+    """
+    if separator == "semicolon":
+        values = [str(v).replace(".", ",") if isinstance(v, float) else v for v in values]
+    text = io.StringIO()
+    csv.writer(text, delimiter=CSV_SEPARATORS[separator]).writerow(values)
+    return text.getvalue()

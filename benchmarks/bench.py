@@ -190,10 +190,10 @@ def _made_up(folder: Path, n_images: int, pictures: int) -> list[Example]:
     ]
 
 
-def draw(path: Path, rng: random.Random) -> Path:
-    """A scene as a photo of common size."""
+def draw(path: Path, rng: random.Random, size: tuple[int, int] = (500, 375)) -> Path:
+    """A scene as a photo of common size, or another."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    demo.paint(demo.random_scene(rng), 256).resize((500, 375)).save(path, quality=90)
+    demo.paint(demo.random_scene(rng), 256).resize(size).save(path, quality=90)
     return path
 
 

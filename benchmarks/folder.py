@@ -66,9 +66,11 @@ def link(paths: list[Path], folder: Path, number: int) -> Path:
     return folder
 
 
-def small_job(folder: Path, number: int, rng: random.Random) -> tuple[Path, Path]:
+def small_job(
+    folder: Path, number: int, rng: random.Random, size: tuple[int, int] = (500, 375)
+) -> tuple[Path, Path]:
     """A folder of so many drawn pictures, and a small model to caption them with."""
-    drawn = [draw(folder / f"drawn/{n}.jpg", rng) for n in range(50)]
+    drawn = [draw(folder / f"drawn/{n}.jpg", rng, size) for n in range(50)]
     trained = folder / "model.pt"
     save_model(trained, "resnet18", 64)
     return link(drawn, folder / "pictures", number), trained

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -33,25 +32,25 @@ def start(trained: Path, pictures: Path, output: Path, n_processes: int) -> subp
     """Start so many processes that write to a folder."""
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(n_processes)]
     command = [sys.executable, *launcher, ROOT / "predict.py", pictures, "--checkpoint", trained]
-    command += ["--output", output, "--max-words", "8", "--quiet"]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=ONE_THREAD, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    command += ["--output", output, "--beam-size", "1", "--max-words", "6", "--quiet"]
+    return subprocess.Popen(command, cwd=ROOT, env=ONE_THREAD, stderr=subprocess.PIPE)
 
 
 def run(trained: Path, pictures: Path, output: Path, n_processes: int) -> float:
     """Seconds until all is done."""
     started = time.perf_counter()
-    if start(trained, pictures, output, n_processes).wait():
-        raise UserError("a run without a stop failed.")
+    process = start(trained, pictures, output, n_processes)
+    _, stderr = process.communicate()
+    if process.returncode:
+        raise UserError(f"a run without a stop failed: {stderr.decode()[-500:]}")
     return time.perf_counter() - started
 
 
-def kill_after(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Kill a launcher and all that it started."""
+def kill_after(process: subprocess.Popen[bytes], seconds: float, output: Path) -> None:
+    """Kill a launcher and all that it started: they have sessions of their own."""
     time.sleep(seconds)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    subprocess.run(["pkill", "-9", "-f", str(output)], check=True)
+    process.communicate()
 
 
 def merged(parts: Path, output: Path) -> bytes:
@@ -68,12 +67,13 @@ def main() -> None:
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pictures, trained = small_job(folder, args.pictures, rng)
+        pictures, trained = small_job(folder, args.pictures, rng, (64, 64))
         one = run(trained, pictures, folder / "one", 1)
         two = run(trained, pictures, folder / "two", 2)
         moments = [round(rng.uniform(0.1, 0.6) * two / args.kills + 4) for _ in range(args.kills)]
         for seconds in moments:
-            kill_after(start(trained, pictures, folder / "killed", 2), seconds)
+            killed = folder / "killed"
+            kill_after(start(trained, pictures, killed, 2), seconds, killed)
         run(trained, pictures, folder / "killed", 2)
         expected = merged(folder / "one", folder / "one.jsonl")
         found = [merged(folder / name, folder / f"{name}.jsonl") for name in ("two", "killed")]

@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import browser
 import pytest
 
 import cli
@@ -119,3 +120,37 @@ def trained(tmp_path_factory):
     with contextlib.redirect_stdout(stdout):
         assert train.main([*run.flags(folder), "--run-name", run.run_name]) == 0
     return replace(run, stdout=stdout.getvalue())
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A browser for the whole run of the tests: it takes seconds to start."""
+    playwright, started = browser.start()
+    yield started
+    started.close()
+    playwright.stop()
+
+
+@pytest.fixture
+def open_tab(chromium):
+    """`open_tab(url, dark=False, viewport=browser.PHONE)`: a `browser.Tab` that shows it.
+
+    At its end the test fails if an error is left on one of them.
+    """
+    contexts, tabs = [], []
+
+    def open_(url, *, dark=False, viewport=browser.DESKTOP, **options):
+        scheme = "dark" if dark else "light"
+        contexts.append(
+            chromium.new_context(viewport=viewport, color_scheme=scheme, locale="en", **options)
+        )
+        tab = browser.Tab(contexts[-1].new_page())
+        tabs.append(tab)
+        tab.page.set_default_timeout(20_000)
+        tab.page.goto(str(url))
+        return tab
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert [error for tab in tabs for error in tab.errors] == []

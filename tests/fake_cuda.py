@@ -24,6 +24,7 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -357,12 +358,18 @@ def gpu(project: str = ""):
                 new[module, "autocast_bfloat16"] = autocast_bfloat16
             if hasattr(module, "has_bfloat16"):
                 new[module, "has_bfloat16"] = lambda device: device.type == "fake"
+    with replaced(new), Calls(), seen:
+        yield seen
+
+
+@contextlib.contextmanager
+def replaced(new):
+    """Give names of modules other values for a while: {(module, name): value}."""
     before = [(module, name, getattr(module, name)) for module, name in new]
     for (module, name), value in new.items():
         setattr(module, name, value)
     try:
-        with Calls(), seen:
-            yield seen
+        yield
     finally:
         for module, name, value in before:
             setattr(module, name, value)
@@ -374,8 +381,53 @@ def counted(seen):
     return {"launches": seen.n["launches"], "waits": seen.n["waits"], "copies": copies}
 
 
+def of_a_step(seen: Seen, job: Callable[[], None]) -> dict[str, dict[str, float]]:
+    """What a step of each stage asks of the device while a job trains."""
+    import learning
+    import train
+
+    starts: dict[str, list[dict[str, int]]] = {}  # of each stage's steps
+    under_way = ""
+    seed_step, train_stage = learning.seed_step, train.train_stage
+
+    def noted_step(*args):
+        starts.setdefault(under_way, []).append(counted(seen))
+        seed_step(*args)
+
+    def noted_stage(settings, run, stage, *args):
+        nonlocal under_way
+        under_way = stage.name
+        train_stage(settings, run, stage, *args)
+
+    with replaced({(learning, "seed_step"): noted_step, (train, "train_stage"): noted_stage}):
+        job()
+    return {
+        stage: {
+            name: statistics.median(after[name] - before[name] for before, after in pairwise(steps))
+            for name in steps[0]
+        }
+        for stage, steps in starts.items()
+    }
+
+
+@contextlib.contextmanager
+def of_two_processes():
+    """This process is the first of two, and the other's parts are empty: nothing waits for it."""
+    import distributed
+
+    new = {
+        (distributed, "size"): 2,
+        (distributed, "part"): lambda items: items,
+        (distributed, "gathered"): list,
+        (distributed, "everyones"): lambda value: [value, value],
+        (torch.distributed, "all_reduce"): lambda flat: flat,
+    }
+    with replaced(new):
+        yield
+
+
 def run_all(folder: Path, seen: Seen) -> dict[str, dict[str, float]]:
-    """Train all stages, resume, predict and evaluate.
+    """Train all stages, also as one of two processes, resume, predict and evaluate.
 
     Returns:
         The figures of a step of each stage, and of a beam search of 64 images.
@@ -383,7 +435,6 @@ def run_all(folder: Path, seen: Seen) -> dict[str, dict[str, float]]:
     import checkpoint
     import demo
     import evaluate
-    import learning
     import predict
     import search
     import train
@@ -410,30 +461,11 @@ def run_all(folder: Path, seen: Seen) -> dict[str, dict[str, float]]:
         status = door.main(list(map(str, argv)))
         assert status == 0, f"{door.__name__} {argv}: exit status {status}"
 
-    starts: dict[str, list[dict[str, int]]] = {}  # of each stage's steps
-    under_way = ""
-    seed_step, train_stage = learning.seed_step, train.train_stage
-
-    def noted_step(*args):
-        starts.setdefault(under_way, []).append(counted(seen))
-        seed_step(*args)
-
-    def noted_stage(settings, run, stage, *args):
-        nonlocal under_way
-        under_way = stage.name
-        train_stage(settings, run, stage, *args)
-
-    learning.seed_step, train.train_stage = noted_step, noted_stage
-    do(train, *flags())
-    learning.seed_step, train.train_stage = seed_step, train_stage
-    figures = {
-        stage: {
-            name: statistics.median(after[name] - before[name] for before, after in pairwise(steps))
-            for name in steps[0]
-        }
-        for stage, steps in starts.items()
-    }
+    figures = of_a_step(seen, lambda: do(train, *flags()))
     figures["float16"] = {"lstm": seen.ops["cudnn lstm in float16"]}
+    with of_two_processes():
+        shared = of_a_step(seen, lambda: do(train, *flags(checkpoints=folder / "shared")))
+    figures |= {f"{stage}, shared": figure for stage, figure in shared.items()}
 
     xe_only = {"finetune_epochs": 0, "scst_epochs": 0}
     do(train, *flags(checkpoints=folder / "scratch", encoder_weights="none", **xe_only))

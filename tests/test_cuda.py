@@ -12,6 +12,9 @@ LIMITS = {
     "xe": {"launches": 140, "waits": 0, "copies": 0},
     "finetune": {"launches": 380, "waits": 0, "copies": 1},
     "scst": {"launches": 1400, "waits": 6, "copies": 4},
+    "xe, shared": {"launches": 160, "waits": 0, "copies": 0},
+    "finetune, shared": {"launches": 400, "waits": 0, "copies": 1},
+    "scst, shared": {"launches": 1200, "waits": 6, "copies": 5},
     "beam": {"launches": 1230, "waits": 8, "copies": 5},
     "float16": {"lstm": 0},  # cuDNN's LSTM under autocast, whose small gradients become 0
 }

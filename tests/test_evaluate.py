@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
 import types
 
@@ -10,6 +11,7 @@ import torch
 import checkpoint
 import demo
 import evaluate
+import official
 from corpus import load_corpus
 
 
@@ -66,7 +68,9 @@ def test_a_model_is_never_scored_against_a_models_captions(trained, tmp_path, ca
         (["--checkpoint", "tests"], "tests is a folder: name the model in it"),
         (["--top-p", "2"], "--top-p must be above 0"),
         (["--top-p", "0.9"], "give --temperature too"),
-        (["--output", "report.pdf"], "must end in .html or .json"),
+        (["--output", "report.pdf"], "must end in .html, .json or .csv"),
+        (["--csv-separator", "tab"], "--csv-separator is for --output report.csv"),
+        (["--compare", "a.json"], "--compare takes two reports, got 1"),
     ],
 )
 def test_bad_input(trained, tmp_path, capsys, flags, message):
@@ -193,7 +197,7 @@ def test_the_official_scorer_missing_or_broken_is_a_message(trained, tmp_path, c
     monkeypatch.setenv("PATH", "")
     assert run(trained, tmp_path, "--coco") == 0
     assert "needs Java" in capsys.readouterr().err
-    monkeypatch.setattr(evaluate.shutil, "which", lambda _: "java")
+    monkeypatch.setattr(official.shutil, "which", lambda _: "java")
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
     assert run(trained, tmp_path, "--coco") == 0
     assert "pip install pycocoevalcap" in capsys.readouterr().err
@@ -211,7 +215,7 @@ def test_a_failing_java_process_is_a_message(trained, tmp_path, capsys, monkeypa
         "rouge.rouge": "Rouge",
         "tokenizer.ptbtokenizer": "PTBTokenizer",
     }
-    monkeypatch.setattr(evaluate.shutil, "which", lambda _: "java")
+    monkeypatch.setattr(official.shutil, "which", lambda _: "java")
     for name, scorer in names.items():
         module = types.ModuleType(name)
         setattr(module, scorer, Broken)
@@ -225,3 +229,84 @@ def test_a_failing_java_process_is_a_message(trained, tmp_path, capsys, monkeypa
     assert "--coco failed" in err
     assert "java died" in err
     assert "CIDEr" in out
+
+
+def test_figures_are_drawn_and_never_written_over(trained, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    folder = tmp_path / "figures"
+    assert run(trained, tmp_path, "--figures", folder) == 0
+    assert {path.name for path in folder.iterdir()} == {
+        *("curves.png", "curves.svg", "pictures.png", "pictures.svg", "scores.png", "scores.svg")
+    }
+    (folder / "curves.png").unlink()
+    assert run(trained, tmp_path, "--figures", folder) == 2
+    assert "curves.svg exists: give --overwrite" in capsys.readouterr().err
+    assert not (folder / "curves.png").exists()
+    assert run(trained, tmp_path, "--figures", folder, "--overwrite") == 0
+    assert (folder / "curves.png").exists()
+
+
+def test_a_run_that_has_gone_costs_its_curves_alone(trained, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    content = torch.load(trained.checkpoints / "best.pt", weights_only=True)
+    content["settings"]["runs"] = str(tmp_path / "gone")
+    torch.save(content, tmp_path / "moved.pt")
+    flags = ["--cache", tmp_path / "cache", "--figures", tmp_path / "figures"]
+    flags = ["--checkpoint", tmp_path / "moved.pt", *flags]
+    assert evaluate.main([str(flag) for flag in flags]) == 0
+    assert "no curves of" in capsys.readouterr().err
+    assert (tmp_path / "figures" / "scores.svg").exists()
+    assert not (tmp_path / "figures" / "curves.svg").exists()
+
+
+def test_two_reports_are_compared(trained, tmp_path, capsys):
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    assert run(trained, tmp_path, "--output", a) == 0
+    ours = last_line(capsys)
+    assert run(trained, tmp_path, "--output", b, "--beam-size", 1) == 0
+    capsys.readouterr()
+    assert evaluate.main(["--compare", str(a), str(b)]) == 0
+    found = last_line(capsys)
+    assert found["CIDEr"]["a"] == ours["CIDEr"]
+    assert found["BLEU-4"]["a"] == ours["BLEU-4"]
+    assert evaluate.main(["--compare", str(a), str(a)]) == 2
+    assert "are the same file" in capsys.readouterr().err
+    assert evaluate.main(["--compare", str(a), str(b), "--split", "test"]) == 2
+    assert "leave --split out" in capsys.readouterr().err
+
+
+def test_a_table_of_the_images(trained, tmp_path, capsys):
+    flags = ["--output", tmp_path / "report.csv", "--csv-separator", "semicolon"]
+    assert run(trained, tmp_path, *flags) == 0
+    lines = (tmp_path / "report.csv").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == last_line(capsys)["images"] + 1
+
+
+def test_yardsticks_are_printed_and_reported(trained, tmp_path, capsys):
+    assert run(trained, tmp_path, "--output", tmp_path / "report.json") == 0
+    found = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert [y["name"] for y in found["yardsticks"]] == ["one sentence", "people"]
+    out = capsys.readouterr().out
+    assert "ours  one sentence  people" in out
+    said = json.loads(out.splitlines()[-1])
+    for yardstick in found["yardsticks"]:
+        for name, value in yardstick["scores"].items():
+            assert said[f"{name} ({yardstick['name']})"] == value
+
+
+def test_a_reader_that_has_gone_does_not_cost_the_report(trained, tmp_path):
+    """`evaluate.py --output report.json | head -3` left no report, with the exit status 0."""
+    flags = ["--checkpoint", trained.checkpoints / "best.pt", "--cache", tmp_path / "cache"]
+    command = [sys.executable, evaluate.__file__, *flags, "--output", tmp_path / "r.json"]
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE) as process:
+        process.stdout.close()
+    assert process.returncode == 0
+    assert (tmp_path / "r.json").exists()
+
+
+def test_progress_of_search_and_scoring_is_told(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("cli.PROGRESS_EVERY", 0)
+    assert run(trained, tmp_path) == 0
+    err = capsys.readouterr().err
+    assert "captioning  1/" in err
+    assert "scoring  1/" in err

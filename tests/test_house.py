@@ -47,7 +47,11 @@ IMPORTS = {  # file → the files of ours it may import
         *("integrity", "learning", "loader", "search", "model", "resnet", "cli", "files"),
         "familiarity",
     },
-    "report": {"familiarity", "pictures", "cli", "files"},
+    "yardsticks": {"metrics", "corpus", "splits", "tables"},
+    "report": {"familiarity", "pictures", "cli", "files", "tables", "yardsticks"},
+    "compare": {"metrics", "cli"},
+    "official": {"yardsticks"},
+    "figures": {"report", "pictures", "files", "cli"},
     "logs": {"learning", "loader", "corpus", "model", "metrics", "pictures", "distributed"},
     "agreement": {
         *("logs", "checkpoint", "features", "learning", "model", "corpus", "files", "cli"),
@@ -60,7 +64,7 @@ IMPORTS = {  # file → the files of ours it may import
     },
     "captioner": {"checkpoint", "familiarity", "search", "pictures", "cli"},
     "explain": {"captioner", "search", "model", "resnet", "pictures", "files"},
-    "outputs": {"captioner", "report", "pictures", "files", "cli"},
+    "outputs": {"captioner", "report", "pictures", "files", "tables", "cli"},
     "parts": {"inputs", "outputs", "pictures", "distributed", "cli"},
     "job": {"explain", "parts", "captioner", "outputs", "sidecars", "inputs", "pictures", "cli"},
     "predict": {
@@ -69,6 +73,7 @@ IMPORTS = {  # file → the files of ours it may import
     },
     "evaluate": {
         *("checkpoint", "features", "search", "report", "metrics", "corpus", "cli"),
+        *("compare", "figures", "official", "yardsticks"),
     },
     "train": {
         *("run", "logs", "checkpoint", "features", "learning", "selfcritical", "loader", "demo"),
@@ -138,7 +143,12 @@ SCRIPTS = {"train", "predict", "evaluate"}
 
 @pytest.mark.parametrize(
     ("page", "scripts"),
-    [("README.md", SCRIPTS), ("README.fr.md", SCRIPTS), ("docs/captioning.md", {"predict"})],
+    [
+        ("README.md", SCRIPTS),
+        ("README.fr.md", SCRIPTS),
+        ("docs/captioning.md", {"predict"}),
+        ("docs/evaluation.md", {"evaluate"}),
+    ],
 )
 def test_commands_of_the_readme_parse(page, scripts):
     import cli

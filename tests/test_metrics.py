@@ -426,3 +426,33 @@ def test_tokens_equal_the_originals():
     texts = [text for text in OFFICIAL if metrics.tokens(text)]
     theirs = tokenizer.tokenize({n: [{"caption": text}] for n, text in enumerate(texts)})
     assert [theirs[n][0].split() for n in range(len(texts))] == [tokens(text) for text in texts]
+
+
+# --------------------------------------------------------------------------- resampled
+
+
+def test_images_that_occur_often_are_scored_as_a_corpus_that_repeats_them():
+    """BLEU is no mean of sentences: the counts of a resampled corpus are added anew."""
+    times = np.array([[2, 0, 1], [1, 1, 1], [0, 3, 0]])
+    measured = metrics.measure(HYPOTHESES, REFERENCES)
+    found = measured.resampled(times)
+    ours, theirs = split(HYPOTHESES), split_all(REFERENCES)
+    for row, counts in enumerate(times):
+        index = np.arange(3).repeat(counts)
+        expected = bleu([ours[i] for i in index], [theirs[i] for i in index])
+        for n in range(1, 5):
+            assert found[f"BLEU-{n}"][row] == pytest.approx(100 * expected[n - 1])
+        assert found["CIDEr"][row] == pytest.approx(measured.cider[index].mean())
+        assert found["ROUGE-L"][row] == pytest.approx(measured.rouge[index].mean())
+    assert measured.scores() == score(HYPOTHESES, REFERENCES)
+
+
+def test_bleu_is_nltks():
+    from nltk.translate.bleu_score import corpus_bleu
+
+    drawn = random.Random(0)
+    words = ["a", "dog", "cat", "man", "runs", "sits", "on", "the", "grass", "in"]
+    sentences = [drawn.choices(words, k=drawn.randint(1, 12)) for _ in range(400)]
+    ours, theirs = sentences[:100], [sentences[100 + 3 * i : 103 + 3 * i] for i in range(100)]
+    weights = [(1 / n,) * n for n in range(1, 5)]
+    assert bleu(ours, theirs) == pytest.approx(corpus_bleu(theirs, ours, weights), rel=1e-12)
