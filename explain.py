@@ -60,7 +60,7 @@ class Explanation:
     Attributes:
         words: T, the caption's end the last.
         maps: (T, G, G) float32: by how many nats a word's log-probability falls when this part of
-            the picture is hidden; below 0 it rises.
+            the picture is hidden, the mean of two ways (see ``occlusion``); below 0 it rises.
         dependence: (T,) the same when the whole picture is hidden.
         is_estimate: whether the maps are estimated from gradients instead of measured.
     """
@@ -101,23 +101,26 @@ def words(captioner: Captioner, pixels: Tensor, tokens: Sequence[int]) -> list[W
 
 @torch.inference_mode()
 def occlusion(captioner: Captioner, pixels: Tensor, tokens: Sequence[int]) -> Explanation:
-    """Hide each part of the picture in turn, then all of it, and score the caption again.
+    """Hide each part of the picture, and all of it, and score the caption again.
 
-    A part is hidden by a square of the picture's mean colour, ``WINDOW`` times as wide as the part.
-    The whole picture is hidden by the mean features of the training: what the model takes for a
-    picture of which nothing is known. Arguments as of ``words``.
+    A part is hidden twice: once with the rest in sight and once with the rest hidden too, since a
+    word may need no part that others could stand in for. Its fall is the mean of the two. What is
+    hidden becomes the picture's mean colour, in a square ``WINDOW`` times as wide as the part. For
+    the whole picture stand the mean features of the training: what the model takes for a picture of
+    which it knows nothing. Arguments as of ``words``.
 
-    Source: Zeiler and Fergus 2014, arXiv:1311.2901, section 4.2.
+    Source: Zeiler and Fergus 2014, arXiv:1311.2901, section 4.2, for the first of the two.
     """
     picture = pixels.float()
-    along = _windows(pixels.shape[-1])  # (G, S)
-    hidden = (along[:, None, :, None] * along[:, None]).flatten(0, 1)  # (P, S, S)
     mean = picture.mean(dim=(1, 2), keepdim=True)  # (3, 1, 1)
-    variants = torch.cat([torch.lerp(picture, mean, hidden.unsqueeze(1)), picture.unsqueeze(0)])
-    features = captioner.encode(variants.round().to(torch.uint8))  # of each model, (P + 1, F)
-    scores = _token_scores(captioner, features, tokens)  # (P + 1, D)
-    falls = (scores[-1] - scores[:-1]).T.unflatten(1, (GRID, GRID))  # (D, G, G)
-    return _explanation(captioner, pixels, tokens, falls, scores[-1])
+    along = _windows(pixels.shape[-1])  # (G, S)
+    parts = (along[:, None, :, None] * along[:, None]).flatten(0, 1).unsqueeze(1)  # (P, 1, S, S)
+    hidden = torch.cat([parts, torch.zeros_like(parts[:1])])  # the last one hides nothing
+    variants = [torch.lerp(picture, mean, hidden), torch.lerp(mean, picture, hidden)]
+    features = captioner.encode(torch.cat(variants).round().to(torch.uint8))  # (2P + 2, F) each
+    without, alone = _token_scores(captioner, features, tokens).chunk(2)  # (P + 1, D) each
+    falls = (without[-1] - without[:-1] + alone[:-1] - alone[-1]) / 2
+    return _explanation(captioner, pixels, tokens, falls.T.unflatten(1, (GRID, GRID)), without[-1])
 
 
 def grad_cam(captioner: Captioner, pixels: Tensor, tokens: Sequence[int]) -> Explanation:
@@ -211,23 +214,32 @@ def _explanation(
 
 COLUMNS = 5  # tiles in a row
 TILE, TALLEST = 200, 300  # pixels: a tile's width, and the most of its height
-MARGIN, HEAD, LEGEND = 16, 46, 50  # around a tile; above it, for its word and number; at the foot
+MARGIN, HEAD, LEGEND = 16, 46, 66  # around a tile; above it, for its word and number; at the foot
 LEAST_SCALE = 0.5  # nats: a finer scale would paint what nobody needs to know
 FALLS, RISES = (240, 90, 0), (30, 90, 240)  # colours of a word that falls, or rises, by hiding
 
 
 def write_strip(path: Path, captioner: Captioner, source: Source, caption: Caption) -> None:
-    """Draw the ``strip`` of a picture's caption into a file, which appears whole.
+    """Draw what each word of a picture's caption saw into a file, which appears whole.
+
+    Raises:
+        UserError: the picture cannot be read.
+    """
+    sheet = draw(captioner, source, caption.tokens)
+    with whole_file(path) as part:
+        sheet.save(part, Image.registered_extensions()[path.suffix.lower()])
+    log.info(f"written to {path}")
+
+
+def draw(captioner: Captioner, source: Source | Path, tokens: Sequence[int]) -> Image.Image:
+    """Read a picture, and draw the ``strip`` of the caption with these tokens.
 
     Raises:
         UserError: the picture cannot be read.
     """
     picture = read_image(source, size=captioner.image_size)
     pixels = transform(picture, captioner.image_size)
-    sheet = strip(picture, occlusion(captioner, pixels, caption.tokens))
-    with whole_file(path) as part:
-        sheet.save(part, Image.registered_extensions()[path.suffix.lower()])
-    log.info(f"written to {path}")
+    return strip(picture, occlusion(captioner, pixels, tokens))
 
 
 def strip(picture: Image.Image, explanation: Explanation) -> Image.Image:
@@ -269,11 +281,11 @@ def strip(picture: Image.Image, explanation: Explanation) -> Image.Image:
 
 def _legend(scale: float, is_estimate: bool) -> Image.Image:
     """The scale of colours, and what the numbers are; ``scale`` in nats."""
-    estimated = " (estimated from gradients)" if is_estimate else ""
+    how = "the mean of two changes: with the rest of the picture in sight, and with it hidden too."
     text = (
         f"+{scale:.1f} to -{scale:.1f} nats: how the word's log-probability changes when this part "
-        f"of the picture is hidden{estimated}.\n"
-        "The numbers: its change when the part that it needs most is hidden, and when all of it is."
+        f"of the picture is hidden,\n{'estimated from gradients.' if is_estimate else how}\n"
+        "The numbers: this change for the part that the word needs most, and when all is hidden."
     )
     legend = Image.new("RGB", (COLUMNS * (TILE + MARGIN), LEGEND), "white")
     bar = _painted(Image.new("RGB", (TILE, 14), "gray"), torch.linspace(-1, 1, 9)[None])

@@ -73,7 +73,7 @@ IMPORTS = {  # file → the files of ours it may import
     },
     "evaluate": {
         *("checkpoint", "features", "search", "report", "metrics", "corpus", "cli"),
-        *("compare", "figures", "official", "yardsticks"),
+        *("compare", "figures", "official", "yardsticks", "captioner", "explain"),
     },
     "train": {
         *("run", "logs", "checkpoint", "features", "learning", "selfcritical", "loader", "demo"),
