@@ -148,6 +148,7 @@ SCRIPTS = {"train", "predict", "evaluate"}
         ("README.fr.md", SCRIPTS),
         ("docs/captioning.md", {"predict"}),
         ("docs/evaluation.md", {"evaluate"}),
+        ("docs/explain.md", {"predict", "train"}),
     ],
 )
 def test_commands_of_the_readme_parse(page, scripts):
