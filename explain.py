@@ -19,12 +19,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from captioner import Caption, Captioner
 from files import whole_file
-from model import END, START, UNK
+from model import END, PAD, START, UNK
 from pictures import Source, read_image, transform
 from resnet import FoldedResNet
 from search import mean_log_prob
@@ -71,7 +72,6 @@ class Explanation:
     is_estimate: bool = False
 
 
-@torch.inference_mode()
 def words(captioner: Captioner, pixels: Tensor, tokens: Sequence[int]) -> list[Word]:
     """Score the words of a caption, each after those before it.
 
@@ -84,9 +84,30 @@ def words(captioner: Captioner, pixels: Tensor, tokens: Sequence[int]) -> list[W
         The T words. The sum of their log-probabilities is the caption's, but for a caption that
         ``max_words`` cut short: it did not come to its end, which is scored here.
     """
+    return words_of(captioner, captioner.encode(pixels.unsqueeze(0)), [tokens])[0]
+
+
+@torch.inference_mode()
+def words_of(
+    captioner: Captioner, features: Sequence[Tensor], captions: Sequence[Sequence[int]]
+) -> list[list[Word]]:
+    """``words`` of several captions of a picture at once, given its features, (1, F) of each model.
+
+    In one pass: a processor spends most of its time on reading the model's weights.
+    """
+    longest = max(map(len, captions))
+    padded = torch.tensor([[*tokens, *[PAD] * (longest - len(tokens))] for tokens in captions])
+    scores = _scores(captioner, [theirs.expand(len(captions), -1) for theirs in features], padded)
+    return [
+        _words(captioner, rows[: len(tokens) + 1], tokens)
+        for rows, tokens in zip(scores, captions, strict=True)
+    ]
+
+
+def _words(captioner: Captioner, scores: Tensor, tokens: Sequence[int]) -> list[Word]:
+    """The words of a caption, given the log-probabilities (D, V) of all words in each place."""
     vocabulary, targets = captioner.vocabulary, [*tokens, END]
     places = range(len(targets))
-    scores = _scores(captioner, captioner.encode(pixels.unsqueeze(0)), tokens)[0].cpu()  # (D, V)
     chosen = scores[places, targets].tolist()
     scores[:, :END] = scores[:, UNK] = -torch.inf  # <pad>, <start> and <unk> are never written
     scores[places, targets] = -torch.inf
@@ -168,12 +189,21 @@ def _windows(side: int) -> Tensor:
     return hidden.clamp(min=0) * side / GRID
 
 
-def _scores(captioner: Captioner, features: Sequence[Tensor], tokens: Sequence[int]) -> Tensor:
-    """Log-probabilities of all words in each place: features of each model (B, F) → (B, D, V)."""
+def _scores(captioner: Captioner, features: Sequence[Tensor], tokens: Tensor) -> Tensor:
+    """Log-probabilities of all words in each place.
+
+    Args:
+        captioner: a model, or an ensemble.
+        features: of each model (B, F).
+        tokens: (B, D - 1), or (1, D - 1) if they are the same for all.
+
+    Returns:
+        (B, D, V).
+    """
     logits = []
     for model, theirs in zip(captioner.models, features, strict=True):
-        inputs = torch.tensor([START, *tokens], device=model.device).expand(len(theirs), -1)
-        logits.append(model.step(inputs, model.init_state(theirs))[0])
+        inputs = F.pad(tokens, (1, 0), value=START).expand(len(theirs), -1).to(model.device)
+        logits.append(model.eval().step(inputs, model.init_state(theirs))[0])
     return mean_log_prob(logits)
 
 
@@ -181,7 +211,7 @@ def _token_scores(
     captioner: Captioner, features: Sequence[Tensor], tokens: Sequence[int]
 ) -> Tensor:
     """Log-probabilities of the tokens and the end, given features (B, F) of each model: (B, D)."""
-    scores = _scores(captioner, features, tokens)
+    scores = _scores(captioner, features, torch.tensor([tokens]))
     targets = torch.tensor([*tokens, END], device=scores.device).expand(len(scores), -1)
     return scores.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 

@@ -59,6 +59,18 @@ def test_words_are_those_that_people_read():
     assert found[1].log_prob == pytest.approx(single[1].log_prob, abs=1e-5)
 
 
+def test_captions_of_a_picture_are_weighed_together_as_alone():
+    captioner = captioner_of(model(0), model(1))
+    captions = [TOKENS, TOKENS[:2], TOKENS[::-1]]
+    together = explain.words_of(captioner, captioner.encode(picture().unsqueeze(0)), captions)
+    for tokens, found in zip(captions, together, strict=True):
+        alone = explain.words(captioner, picture(), tokens)
+        assert [word.text for word in found] == [word.text for word in alone]
+        for word, same in zip(found, alone, strict=True):
+            assert word.log_prob == pytest.approx(same.log_prob, abs=1e-5)
+            assert [text for text, _ in word.rivals] == [text for text, _ in same.rivals]
+
+
 @pytest.mark.parametrize("n_models", [1, 2])
 def test_the_words_log_probabilities_are_the_captions(n_models):
     captioner = captioner_of(*map(model, range(n_models)), max_words=30)
