@@ -12,7 +12,7 @@ import predict
 from captioner import Captioner
 from checkpoint import Checkpoint
 from loader import SPECIAL_TOKENS, Vocabulary
-from model import START
+from model import END, START
 
 WORDS = ["a", "man", "'s", "t", "-", "shirt", "red", "blue"]
 SIZE = 64
@@ -108,6 +108,41 @@ def test_a_decoder_that_ignores_the_picture_has_empty_maps(way):
     assert found.maps.shape == (5, explain.GRID, explain.GRID)
     assert found.maps.abs().max() < 1e-5
     assert found.dependence.abs().max() < 1e-5
+
+
+@WAYS
+def test_the_whole_picture_hidden_is_the_mean_of_the_training(way):
+    """As teacher forcing in training scores the caption, which takes another way to the logits."""
+    made = model()
+    captioner = captioner_of(made)
+    features = torch.cat([captioner.encode(picture().unsqueeze(0))[0], torch.zeros(1, 512)])
+    features[1] = made.feature_norm.running_mean
+    tokens = torch.tensor([[START, *TOKENS, END]] * 2)
+    positions = torch.arange(tokens.numel())[tokens.flatten() != START]
+    logits = made(features, tokens, torch.arange(2), positions).log_softmax(dim=-1)
+    seen, hidden = logits.gather(1, tokens.flatten()[positions, None]).view(2, -1)
+    falls = seen - hidden
+    expected = [falls[0], falls[1] + falls[2], falls[3], falls[4] + falls[5] + falls[6], falls[7]]
+    found = way(captioner, picture(), TOKENS).dependence
+    torch.testing.assert_close(found, torch.stack(expected).detach(), atol=0.02, rtol=0.02)
+
+
+def test_a_part_is_hidden_with_the_rest_in_sight_and_without():
+    """The first part of an 8 x 8 grid is 8 pixels wide, hidden by a square of up to 10 x 10."""
+    made = model()
+    captioner = captioner_of(made)
+    pixels = picture()
+    mean = pixels.float().mean(dim=(1, 2)).round().to(torch.uint8).view(3, 1, 1)
+    blank = mean.expand(3, SIZE, SIZE)
+    without, alone = pixels.clone(), blank.clone()
+    without[:, :10, :10], alone[:, :10, :10] = mean, pixels[:, :10, :10]
+    scores = [
+        torch.tensor([word.log_prob for word in explain.words(captioner, variant, TOKENS)])
+        for variant in (pixels, without, alone, blank)
+    ]
+    expected = (scores[0] - scores[1] + scores[2] - scores[3]) / 2
+    found = explain.occlusion(captioner, pixels, TOKENS).maps[:, 0, 0]
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0.02)
 
 
 @WAYS
