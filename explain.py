@@ -100,7 +100,7 @@ def words_of(
     scores = _scores(captioner, [theirs.expand(len(captions), -1) for theirs in features], padded)
     return [
         _words(captioner, rows[: len(tokens) + 1], tokens)
-        for rows, tokens in zip(scores, captions, strict=True)
+        for rows, tokens in zip(scores.cpu(), captions, strict=True)
     ]
 
 
