@@ -21,7 +21,7 @@ from bench import main as run_benchmark
 
 sys.path.insert(0, str(ROOT / "tests"))
 
-from torchrun import Done, difference, do, draw, flags_of, start, stop_after
+from torchrun import Done, difference, do, draw, flags_of, scores_differ, start, stop_after
 
 from cli import UserError
 
@@ -93,15 +93,8 @@ def train(folder: Path, flags: list[str], *, what: str = "", restarts: int = 0) 
 def compared(question: str, one: Done, two: list[Done]) -> Row:
     if any(done.status for done in two):
         raise UserError(f"{question} failed: {two[0].stderr[-800:]}\n{two[1].stderr[-800:]}")
-    same = "the same" if one.last()["scores"] == two[0].last()["scores"] else "others"
-    return Row(
-        question,
-        [difference(one, two[0])],
-        "",
-        1e-5,
-        at_most=True,
-        note=f"validation scores {same}",
-    )
+    note = f"validation scores by {scores_differ(one, two[0]):.1e}"
+    return Row(question, [difference(one, two[0])], "", 1e-5, at_most=True, note=note)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from bench import main as run_benchmark
 
 sys.path.insert(0, str(ROOT / "tests"))
 
-from torchrun import Done, difference, do, draw, flags_of
+from torchrun import Done, difference, do, draw, flags_of, scores_differ
 
 from cli import UserError
 
@@ -43,9 +43,8 @@ def row(stage: str, what: str, one: Done, other: Done, target: float | None) -> 
     ours, theirs = one.losses(), other.losses()
     losses = float(np.abs(ours / theirs - 1).max())
     weights = difference(one, other)
-    first, last = one.last()["scores"], other.last()["scores"]
-    same = "the same" if first == last else f"{first} and {last}"
-    note = f"losses {losses:.1e}, weights {weights:.1e}; validation scores {same}"
+    scores = scores_differ(one, other)
+    note = f"losses {losses:.1e}, weights {weights:.1e}, validation scores {scores:.1e}"
     question = f"{stage}, {len(ours)} steps, {what}: largest relative difference"
     return Row(question, [max(losses, weights)], "", target, at_most=True, note=note)
 

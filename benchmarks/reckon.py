@@ -26,12 +26,19 @@ import checkpoint
 import parts
 from captioner import Caption
 from outputs import captions_file
-from pictures import Source, read_image, transform
+from pictures import Source, read_image, read_pictures, transform
 from search import caption
 
 ROUNDS = 5
 PHOTOS = 64
 FLOAT = 4  # bytes
+STEPS = 1450  # an epoch of Flickr30k: 29,000 photos, 145,000 captions, 100 a step
+# Launches of a step, as tests/fake_cuda.py counts them for a ResNet-50, and photos that it encodes
+# forward (finetune: backward too, which counts twice).
+STAGES = {"xe": (8, 160, 0), "finetune": (6, 700, 60), "scst": (3, 1475, 60)}
+BEAM = 1220 / 64  # launches of a beam search of 64 pictures, for one
+LAUNCH = 8e-6  # seconds that the host takes for one
+NETWORK = 10e9  # bytes a second between GPUs
 SIZES = {"Flickr30k": 31_014, "1 million": 10**6, "100 million": 10**8}
 
 
@@ -40,6 +47,7 @@ class Parts:
     """Milliseconds of one core for a picture, and what a step of training is made of."""
 
     read: float
+    python: float  # of reading, what Python does, and only one thread at a time
     encode: float
     search: float
     write: float
@@ -90,6 +98,11 @@ def measured(folder: Path) -> Parts:
         for photo in photos:
             transform(read_image(photo, size=224), 224)
 
+    def read_tiny() -> None:
+        for _ in read_pictures([Source(tiny)] * n_tiny, 32):
+            pass
+
+    n_tiny, tiny = 2000, draw(folder / "tiny.jpg", rng, (32, 32))
     training = Training(corpus(None, folder, n_images=1000))
     plan = training.plan[:10]
     n_learned = sum(p.numel() for p in training.model.parameters() if p.requires_grad)
@@ -98,6 +111,7 @@ def measured(folder: Path) -> Parts:
     training.model.unfreeze_encoder(0)
     return Parts(
         read=of_the_processor(read, PHOTOS),
+        python=of_the_processor(read_tiny, n_tiny),
         encode=of_the_processor(lambda: forward(2 * BATCH), 2 * BATCH),
         search=of_the_processor(lambda: caption([model], [features], search), PHOTOS),
         write=of_the_processor(write, n_rows),
@@ -122,6 +136,7 @@ def main() -> None:
         Question(f"measured: {what}", [value], unit, None)
         for what, value, unit in (
             ("a picture of 500 x 375 is read and resized", found.read, "ms"),
+            ("of that, Python's, in one thread at a time", found.python, "ms"),
             ("and encoded, ResNet-50", found.encode, "ms"),
             ("and captioned, beam 3, 64 at once", found.search, "ms"),
             ("and written", found.write, "ms"),
@@ -132,22 +147,44 @@ def main() -> None:
             ("and of stage 2", found.weights_finetune * FLOAT / 2**20, "MiB"),
         )
     ])  # fmt: skip
+    captioning(found, args)
+    training_on(found, args.gpu)
+
+
+def captioning(found: Parts, args: argparse.Namespace) -> None:
+    """Hours and prices. A GPU waits for whichever is slowest: itself, its cores or Python."""
     hours = 1e6 * found.picture / 3.6e6
-    # A GPU waits for whichever is slower: its cores, which read and write, or itself.
-    by_cores = args.cores * 1000 / (found.read + found.write)
-    rate = min(by_cores, args.gpu)
+    limits = {
+        "the GPU": 1 / (1 / args.gpu + BEAM * LAUNCH),
+        f"its {args.cores} cores": args.cores * 1000 / (found.read + found.write),
+        "Python": 1000 / (found.python + found.write),
+    }
+    rate = min(limits.values())
     gpu_hours = 1e6 / rate / 3600
     print(
         f"\nreckoned: a million captions take {hours:.0f} core-hours, "
         f"{hours * args.core_hour:.2f} at {args.core_hour} each; or {gpu_hours:.2f} GPU-hours, "
         f"{gpu_hours * args.gpu_hour:.2f} at {args.gpu_hour} each, at {rate:,.0f} pictures/s: "
-        f"{args.gpu:,.0f} by the GPU, {by_cores:,.0f} by its {args.cores} cores\n"
+        f"{', '.join(f'{value:,.0f} by {name}' for name, value in limits.items())}\n"
     )
     print("| reckoned hours | 1 core | 16 cores | 1 GPU | 8 GPUs | 64 GPUs |\n|" + "---|" * 6)
     for size, n_pictures in SIZES.items():
-        hours_of_one = n_pictures * found.picture / 3.6e6, n_pictures / rate / 3600
-        hours = [hours_of_one[0] / n for n in (1, 16)] + [hours_of_one[1] / n for n in (1, 8, 64)]
-        print(f"| {size} | " + " | ".join(f"{value:,.2g}" for value in hours) + " |")
+        of_core, of_gpu = n_pictures * found.picture / 3.6e6, n_pictures / rate / 3600
+        hours_of = [of_core / n for n in (1, 16)] + [of_gpu / n for n in (1, 8, 64)]
+        print(f"| {size} | " + " | ".join(f"{value:,.2g}" for value in hours_of) + " |")
+
+
+def training_on(found: Parts, gpu: float) -> None:
+    """Minutes of all epochs of a stage, on Flickr30k."""
+    print("\n| reckoned minutes | 1 GPU | 8 GPUs | 64 GPUs |\n|" + "---|" * 4)
+    for stage, (epochs, launches, photos) in STAGES.items():
+        n_bytes = FLOAT * (found.weights if stage == "xe" else found.weights_finetune)
+        minutes = []
+        for n in (1, 8, 64):
+            exchange = 2 * n_bytes * (n - 1) / n / NETWORK  # a ring
+            step = max(launches * LAUNCH, photos / n / gpu) + exchange
+            minutes.append(epochs * STEPS * step / 60)
+        print(f"| {stage}, {epochs} epochs | " + " | ".join(f"{m:.1f}" for m in minutes) + " |")
 
 
 if __name__ == "__main__":

@@ -141,3 +141,9 @@ def difference(one, other):
     """The largest of a weight's elements relative to its largest element, over all weights."""
     pairs = zip(one.weights().items(), other.weights().values(), strict=True)
     return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-9)) for (_, a), b in pairs)
+
+
+def scores_differ(one, other):
+    """By how much the validation scores do, relative to each."""
+    ours, theirs = one.last()["scores"], other.last()["scores"]
+    return max(abs(ours[name] - value) / max(abs(value), 1e-9) for name, value in theirs.items())
