@@ -22,7 +22,7 @@ import time
 import traceback
 import typing
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, UnionType
@@ -156,66 +156,6 @@ def typed(settings_class: type[DataclassInstance], values: Mapping[str, Any]) ->
     found = {f.name: values.get(f.name, f.default) for f in dataclasses.fields(settings_class)}
     paths = {n for n, v in found.items() if v is not None and types[n] in (Path, Path | None)}
     return {n: Path(v) if n in paths else v for n, v in found.items()}
-
-
-def resumed(
-    settings: S, given: Collection[str], before: Mapping[str, Any], begun: Collection[str]
-) -> S:
-    """The settings of a run that is resumed, changed by those flags that may change them.
-
-    Args:
-        settings: of the command line.
-        given: names of the settings that were given as flags.
-        before: the run's settings, as ``plain`` made them.
-        begun: names of the stages that have begun.
-
-    Raises:
-        UserError: a flag would change what must stay.
-    """
-    values = typed(type(settings), before)
-    for field in dataclasses.fields(settings):
-        name, now, was = field.name, getattr(settings, field.name), values[field.name]
-        if name not in given:
-            continue
-        until = field.metadata["resume"]
-        if now != was and until in begun:
-            raise UserError(
-                f"{flag(name)} comes too late, {until} has begun in the run to resume: leave the "
-                "flag out, or begin a new run with --init."
-            )
-        if now != was and until is False:
-            raise UserError(
-                f"{flag(name)} is {'left out' if was is None else was} in the run to resume, not "
-                f"{now}: leave the flag out, or start afresh without --resume."
-            )
-        values[name] = now
-    return _made(type(settings), values)
-
-
-def inherited(settings: S, given: Collection[str], theirs: Mapping[str, Any], source: Path) -> S:
-    """The settings, those marked ``from_init`` as in the model at ``source``, which has ``theirs``.
-
-    Raises:
-        UserError: a flag asks for another value than the model has.
-    """
-    values = typed(type(settings), theirs)
-    for field in dataclasses.fields(settings):
-        name, now, value = field.name, getattr(settings, field.name), values[field.name]
-        if not field.metadata["from_init"]:
-            values[name] = now
-        elif name in given and now != value:
-            raise UserError(
-                f"{flag(name)} is {value} in {source}, not {now}: leave the flag out, or start "
-                "without --init."
-            )
-    return _made(type(settings), values)
-
-
-def _made(settings_class: type[S], values: Mapping[str, Any]) -> S:
-    try:
-        return settings_class(**values)
-    except ValueError as error:  # each value was allowed where it was given, but not together
-        raise UserError(f"{error}.") from error
 
 
 # --------------------------------------------------------------------------- command line

@@ -125,7 +125,16 @@ from learning import Loss, LossFunction, Meter, Reading, Stage, TrainState, is_b
 from loader import Batch, Flickr30k, Plan, batches, plan_batches
 from pictures import augment
 from resnet import ALL_LAYERS, BLOCKS_PER_LAYER
-from run import Run, load_data, make_model, make_vocabulary, plan_schedule, stages_left
+from run import (
+    Run,
+    inherited_settings,
+    load_data,
+    make_model,
+    make_vocabulary,
+    plan_schedule,
+    resumed_settings,
+    stages_left,
+)
 from selfcritical import SelfCritical
 
 log = logging.getLogger(__name__)
@@ -396,7 +405,7 @@ def starting_point(
         last = checkpoint.load_last(settings.checkpoints, device, Settings)
         stages = [stage.name for stage in make_stages(settings)]
         begun = stages[: stages.index(last.training["state"]["stage"]) + 1]
-        resumed = cli.resumed(settings, given, last.settings, begun)
+        resumed = resumed_settings(settings, given, last.settings, begun)
         if "data" in given and settings.data.is_file():  # it names the captions file itself
             resumed = replace(resumed, captions=settings.captions)
         # Those of this command: the old run may have been on another machine.
@@ -404,7 +413,7 @@ def starting_point(
         return resumed, last, None
     if settings.init:
         init = checkpoint.load(settings.init, device)
-        return cli.inherited(settings, given, init.settings, settings.init), None, init
+        return inherited_settings(settings, given, init.settings, settings.init), None, init
     if settings.encoder not in BLOCKS_PER_LAYER:
         known = ", ".join(BLOCKS_PER_LAYER)
         raise UserError(f"--encoder must be one of {known}, got {settings.encoder!r}.")
