@@ -1,12 +1,17 @@
 import contextlib
 import errno
+import fcntl
 import io
 import json
 import logging
 import os
+import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -468,9 +473,11 @@ def test_quiet_silences_notes_but_not_errors(quiet, capsys):
 @pytest.mark.parametrize(
     ("items", "total", "lines"),
     [
-        (range(3), None, ["making  1/3 scenes, ", "making  2/3 scenes, ", "making  3/3 scenes, "]),
-        (iter("ab"), 1200, ["making  1/1,200 scenes, ", "making  2/1,200 scenes, "]),
-        (iter("a"), None, ["making  1 scenes, "]),
+        (range(3), None, ["1/3 scenes, 1.0/s, 2 s left", "2/3 scenes, 1.0/s, 1 s left",
+                          "3/3 scenes, 1.0/s"]),
+        (iter("ab"), 1200, ["1/1,200 scenes, 1.0/s, 20 min left",
+                            "2/1,200 scenes, 1.0/s, 20 min left"]),
+        (iter("a"), None, ["1 scenes, 1.0/s"]),
         ([], None, []),
     ],
 )  # fmt: skip
@@ -478,6 +485,7 @@ def test_where_stderr_is_no_terminal_progress_is_lines_in_the_log(
     items, total, lines, monkeypatch, capsys
 ):
     """Into a file nothing was written for hours."""
+    monkeypatch.setattr(cli, "PROGRESS_AFTER", 0.0)
     monkeypatch.setattr(cli, "PROGRESS_EVERY", 0.0)
     monkeypatch.setattr(cli.time, "perf_counter", iter(range(100)).__next__)
 
@@ -487,29 +495,49 @@ def test_where_stderr_is_no_terminal_progress_is_lines_in_the_log(
             bar.set_postfix_str(f"loss {n}.5")
 
     assert cli.run(job, Settings()) == 0
-    left = ", 20 min left" if total == 1200 else ""
-    wanted = [f"{line}1.0/s{left}, loss {n}.5" for n, line in enumerate(lines)]
+    wanted = [f"making  {line}, loss {n}.5" for n, line in enumerate(lines)]
     assert capsys.readouterr().err.splitlines() == wanted
     assert cli.run(job, Settings(quiet=True)) == 0
     assert capsys.readouterr().err == ""
 
 
-HALF_MINUTE = cli.PROGRESS_EVERY  # before the tests' conftest turns it off
+TEN_SECONDS = cli.PROGRESS_AFTER  # before the tests' conftest turns it off
 
 
-def test_a_line_of_progress_comes_every_half_minute(monkeypatch, caplog):
+def lines_of_progress(n, seconds_each, monkeypatch, caplog, **options):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(cli, "PROGRESS_EVERY", HALF_MINUTE)
-    clock = iter(range(0, 1000, 8)).__next__  # a quarter of a minute an item, roughly
+    monkeypatch.setattr(cli, "PROGRESS_AFTER", TEN_SECONDS)
+    clock = iter(range(0, 10**6, seconds_each)).__next__
     monkeypatch.setattr(cli.time, "perf_counter", clock)
-    for _ in cli.progress(range(12), about="xe 1/8", unit="step"):
+    for _ in cli.progress(range(n), **options):
         pass
-    assert [text.split(",")[0] for text in caplog.messages] == [
-        "xe 1/8  4/12 steps",
-        "xe 1/8  8/12 steps",
-        "xe 1/8  12/12 steps",
+    return caplog.messages
+
+
+def test_lines_of_progress_come_after_ten_seconds_and_then_at_growing_distances(
+    monkeypatch, caplog
+):
+    """The first came after half a minute: a log file looked as if nothing was done."""
+    lines = lines_of_progress(40, 4, monkeypatch, caplog, about="xe 1/8", unit="step")
+    assert lines == [
+        "xe 1/8  3/40 steps, 4.0 s each, 2 min left",
+        "xe 1/8  7/40 steps, 4.0 s each, 2 min left",
+        "xe 1/8  15/40 steps, 4.0 s each, 2 min left",
+        "xe 1/8  31/40 steps, 4.0 s each, 36 s left",
     ]
-    assert caplog.messages[0].endswith("steps, 0.1/s, 1 min left")
+
+
+def test_lines_of_a_long_job_are_ten_minutes_apart_at_most(monkeypatch, caplog):
+    lines = lines_of_progress(240, 60, monkeypatch, caplog, about="xe 1/8", unit="step")
+    done = [int(line.split()[2].split("/")[0]) for line in lines]  # in minutes
+    assert done == [1, 3, 7, *range(15, 240, 11)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(5.4, "5 s"), (99, "99 s"), (150, "2 min"), (12600, "3.5 h")]
+)
+def test_spans_of_time(seconds, text):
+    assert cli.span(seconds) == text
 
 
 def test_on_a_terminal_progress_is_a_bar(monkeypatch, capsys):
@@ -527,6 +555,48 @@ def test_on_a_terminal_progress_is_a_bar(monkeypatch, capsys):
     assert "\n" not in err
     assert cli.run(job, Settings(quiet=True)) == 0
     assert capsys.readouterr().err == ""
+
+
+DRAWN = """
+import logging, time
+import cli
+logging.basicConfig(level=logging.INFO)
+bar = cli.progress(iter(range(5)), about="finetune 1/6", unit="step", total=1450)
+for _ in bar:
+    time.sleep(0.11)
+    bar.set_postfix_str("reward 12.48")
+"""
+
+
+def in_terminal(code, columns):
+    """What a script writes to a terminal of so many columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    script = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    written = b""
+    with contextlib.suppress(OSError):  # the end of a terminal is one
+        while part := os.read(ours, 2**16):
+            written += part
+    os.close(ours)
+    assert script.wait() == 0
+    return written.decode()
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_bar_keeps_its_length_whatever_stands_behind_it(columns):
+    """At 80 columns loss and speed left it a single character."""
+    states = in_terminal(DRAWN, columns).rstrip().split("\r")
+    shown = [state for state in states if "|" in state]
+    assert {len(state.split("|")[1]) for state in shown} == {columns // 6}
+    assert max(map(len, states)) <= columns
+    *_, last = shown
+    assert "| 5/1450, " in last
+    if columns >= 80:
+        assert re.search(r", \d\d:\d\d left, .*step/s, reward 12.48$", last)
 
 
 SCRIPT = """
