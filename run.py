@@ -83,9 +83,9 @@ class Run:
     def write_captions(self, features: Tensor) -> list[str]:
         """Caption images as `predict.py` would: (N, F) → N captions."""
         search = checkpoint.search_settings(self.settings, self.vocabulary)
-        hypotheses = caption([self.model], [distributed.part(features)], search)
-        mine = [self.vocabulary.decode(best.tokens) for best, *_ in hypotheses]
-        return distributed.gathered(mine)
+        mine = distributed.part(features)
+        hypotheses = caption([self.model], [mine], search, about="captioning")
+        return distributed.gathered([self.vocabulary.decode(h[0].tokens) for h in hypotheses])
 
     def validate(self, val_set: Flickr30k) -> tuple[dict[str, float], list[str]]:
         """Score the model on the validation images; of several processes each does a part.
@@ -102,7 +102,8 @@ class Run:
         plan = plan_batches(val_set, batch_size=500, seed=0, whole_images=False)
         with torch.inference_mode():
             # In float32, without autocast, as in `search.caption`.
-            for batch in batches(val_set, plan):
+            shown = batches(val_set, plan)
+            for batch in cli.progress(shown, about="validating", unit="step", total=len(plan)):
                 loss = no_loss(model, batch.n_words)
                 if len(batch.positions):
                     assert batch.features is not None
@@ -169,7 +170,7 @@ class Run:
         self.tensorboard.embeddings(
             self.vocabulary, self.model, features, captions, examples, step=state.step
         )
-        self.tensorboard.results(checkpoint.model_card(best), state.best_scores)
+        self.tensorboard.results(checkpoint.model_card(best))
 
     def _with_familiarity(self, best: Checkpoint, val_set: Flickr30k) -> Checkpoint:
         """The checkpoint in ``best.pt``, saved again with its familiarity unless it has one.
@@ -203,7 +204,24 @@ class Run:
         """Add a point to the curves, of the steps since the last one."""
         learning_rate = optimizer.param_groups[0]["lr"]
         self.tensorboard.steps(
-            measure, recent, norm=norm, learning_rate=learning_rate, step=state.step
+            measure,
+            recent,
+            norm=norm,
+            learning_rate=learning_rate,
+            stage=state.stage,
+            step=state.step,
+        )
+
+    def log_epoch(
+        self,
+        scores: Mapping[str, float],
+        captions: list[str],
+        val_set: Flickr30k,
+        state: TrainState,
+    ) -> None:
+        """Add a point to the curves of validation, and captioned pictures."""
+        self.tensorboard.epoch(
+            scores, captions, val_set.examples, best=state.best_scores, step=state.step
         )
 
     def check_finite(self, loss: float, state: TrainState, optimizer: AdamW) -> None:

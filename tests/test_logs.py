@@ -44,7 +44,7 @@ def test_the_line_of_an_epoch(learned, is_best, line):
 
 def test_the_note_beside_the_progress_is_of_the_last_steps():
     recent = LEARNED.since(Reading(total=1480.0, count=500, n_words=500, seconds=0.25))
-    assert logs.step_note("loss", recent) == "loss 2.00, 2,000 words/s"
+    assert logs.step_note("loss", recent) == "loss 2.00"
 
 
 def closing(**changed):
@@ -78,7 +78,7 @@ def test_nothing_is_written_before_the_first_entry(tmp_path):
     """An earlier run's folder of this name has to be moved first."""
     log = logs.RunLog(tmp_path / "a_run", {})
     assert list(tmp_path.iterdir()) == []
-    log.steps("loss", LEARNED, norm=1.0, learning_rate=0.1, step=1)
+    log.steps("loss", LEARNED, norm=1.0, learning_rate=0.1, stage="xe", step=1)
     log.writer.close()
     assert (tmp_path / "a_run").is_dir()
 
@@ -101,7 +101,7 @@ def test_words_and_captions_of_any_kind_keep_the_projectors_rows(drawn, tmp_path
 
 def log_steps(log, steps):
     for step in steps:
-        log.steps("loss", LEARNED, norm=1.0, learning_rate=0.1, step=step)
+        log.steps("loss", LEARNED, norm=1.0, learning_rate=0.1, stage="xe", step=step)
 
 
 def logged_steps(folder):
@@ -156,7 +156,7 @@ def test_a_folder_that_cannot_be_written_costs_one_warning(
         for step in range(2, 60):
             log_steps(log, [step])
             log.flush()
-        log.results("a card", SCORES)
+        log.results("a card")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert caplog.text.count("training goes on without them") == 1
