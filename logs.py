@@ -62,6 +62,9 @@ LAYOUT = {
     },
 }
 
+# Opens TensorBoard with the charts above and without smoothing, which no log file can turn off.
+UNSMOOTHED = "?smoothing=0#custom_scalars&_smoothingWeight=0"
+
 # Columns of the table of runs. TensorBoard keeps the values that it reads first, so these are
 # settings that no resumed run may change. Its results are the last points of all curves.
 COMPARED = (
@@ -148,7 +151,8 @@ def closing_lines(
         f"scores      {scores}\n"
         f"            on {len(val_examples):,} validation images, beam {settings['beam_size']}\n"
         f"try it      python predict.py {which}--image {val_examples[-1].path}\n"
-        f"{more}curves      tensorboard --logdir {settings['runs']}"
+        f"{more}curves      tensorboard --logdir {settings['runs']}\n"
+        f"            http://localhost:6006/{UNSMOOTHED}"
     )
 
 

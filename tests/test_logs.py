@@ -1,8 +1,13 @@
+import json
 import logging
 import re
 import resource
 import shlex
 import shutil
+import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -13,7 +18,7 @@ import logs
 import predict
 import train
 from corpus import Example
-from learning import Reading, TrainState
+from learning import STAGES, Reading, TrainState
 from loader import Vocabulary
 from model import ImageCaptioningModel
 
@@ -66,6 +71,13 @@ def test_a_run_ends_with_commands_that_can_be_given():
     assert (found.finetune_epochs, found.scst_epochs) == (6, 3)
     found, _ = cli.parse(predict.Settings, shlex.split(predicting.replace("y p", "y_p")))
     assert found.checkpoint == (Path("elsewhere/best.pt"),)
+
+
+def test_the_end_says_how_to_see_curves_that_nothing_bends():
+    """At TensorBoard's own 0.6 a CIDEr that fell from 67 to 54 still seemed to be 56."""
+    *_, command, address = closing().splitlines()
+    assert command.split() == ["curves", "tensorboard", "--logdir", "runs/image_captioning"]
+    assert address.split() == [f"http://localhost:6006/{logs.UNSMOOTHED}"]
 
 
 @pytest.mark.parametrize("changed", [{"finetune_epochs": 1}, {"scst_epochs": 1}, {"demo": True}])
@@ -183,3 +195,103 @@ def test_what_is_said_of_the_model_is_true(changed, expected):
     model = ImageCaptioningModel(len(vocabulary), encoder="resnet18", embedding_size=8)
     text = logs.model_lines(model, vocabulary, cli.plain(train.Settings(**changed)))
     assert all(part in text for part in expected)
+
+
+# --------------------------------------------------------------------- in a browser
+
+
+def log_run(folder, hidden_size, examples):
+    """A run of an epoch of each stage; the second is the best."""
+    log = logs.RunLog(folder, cli.plain(train.Settings(hidden_size=hidden_size)))
+    captions, best = ["a dog runs"] * len(examples), {"CIDEr": 0.0}
+    for epoch, stage in enumerate(STAGES):
+        for step in (10 * epoch + 5, 10 * epoch + 10):
+            measure = "reward" if stage == "scst" else "loss"
+            log.steps(measure, LEARNED, norm=1.0, learning_rate=0.1, stage=stage, step=step)
+        scores = {**SCORES, **{f"BLEU-{n}": 60 / n for n in range(1, 5)}}
+        scores["CIDEr"] = 50 - 10 * abs(epoch - 1)
+        best = max(best, scores, key=lambda scores: scores["CIDEr"])
+        log.epoch(scores, captions, examples, best=best, step=step)
+    log.results("# The model's card")
+
+
+@pytest.fixture(scope="module")
+def tensorboard(drawn, tmp_path_factory, chromium):  # noqa: ARG001 (skips where there is none)
+    """The address of one that shows two runs, which differ in one setting."""
+    folder = tmp_path_factory.mktemp("runs")
+    paths = sorted((drawn / "flickr30k_images").iterdir())[:3]
+    examples = [Example(path.name, path, ["A dog ."]) for path in paths]
+    for name, hidden_size in (("a", 64), ("b", 128)):
+        log_run(folder / name, hidden_size, examples)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tensorboard.main", "--logdir", folder, "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (found := re.search(r" at (http://\S+)", line := server.stderr.readline())):
+        assert line, "it did not start"
+    while not is_read(found[1], {"a", "b"}):
+        time.sleep(0.1)
+    yield found[1]
+    server.terminate()
+    server.stderr.close()
+    server.wait()
+
+
+def is_read(address, runs):
+    """Whether it shows these runs and the last of what is logged."""
+
+    def ask(route):
+        with urllib.request.urlopen(f"{address}data/{route}") as answer:
+            return json.load(answer)
+
+    listed = ask("plugins_listing")
+    return set(ask("runs")) == runs and all(listed[n]["enabled"] for n in ("hparams", "text"))
+
+
+# What is shown, top to bottom: TensorBoard hides its elements in shadow trees.
+TEXT = """() => {
+    const text = node => node.nodeType === Node.TEXT_NODE ? node.data.trim()
+        : node.nodeName === "STYLE" || node.nodeName === "TEMPLATE" ? ""
+        : node.nodeName === "SLOT" ? node.assignedNodes().map(text).join("\\n")
+        : [...(node.shadowRoot || node).childNodes].map(text).filter(Boolean).join("\\n");
+    return text(document.body);
+}"""
+
+
+def lines_of(page):
+    return [line.strip() for line in page.evaluate(TEXT).splitlines()]
+
+
+def test_the_first_screen_asks_what_one_wants_to_know(tensorboard, open_tab):
+    """Four curves of BLEU had one colour; the learning rate stood under overfitting."""
+    page = open_tab(tensorboard + logs.UNSMOOTHED).page
+    chart = page.locator("tf-custom-scalar-multi-line-chart-card")
+    for n in range(1, 5):  # a line for each run, and no other
+        chart.filter(has_text=f"BLEU-{n}, validation").get_by_text("Matches (2)").wait_for()
+    wanted = [text for heading, charts in logs.LAYOUT.items() for text in (heading, *charts)]
+    assert [line for line in lines_of(page) if line in wanted] == wanted
+    smoothing = page.locator("tf-smoothing-input input")
+    assert smoothing.input_value() == "0"
+
+
+def test_captioned_pictures_are_wide_and_have_names(tensorboard, open_tab):
+    page = open_tab(f"{tensorboard}#images").page
+    pictures = page.locator("tf-image-loader img")
+    pictures.nth(5).wait_for()
+    sizes = pictures.evaluate_all("all => all.map(i => [i.naturalWidth, i.naturalHeight])")
+    assert sizes == 6 * [[2 * logs.CARD, logs.CARD]]
+    names = [line for line in lines_of(page) if line.startswith("captions/")]
+    assert list(dict.fromkeys(names)) == [f"captions/{n + 1} scene_0000{n}.png" for n in range(3)]
+
+
+def test_the_table_of_runs_begins_with_what_differs_and_the_best_score(tensorboard, open_tab):
+    """It had all settings by the alphabet, and charts of a single point for its scores."""
+    page = open_tab(f"{tensorboard}#hparams").page
+    page.get_by_text("Trial ID").first.wait_for()
+    lines = lines_of(page)
+    settings = [line for line in lines[: lines.index("Metrics")] if line in logs.COMPARED]
+    assert settings[0] == "hidden_size"
+    assert set(settings) == set(logs.COMPARED)
+    assert lines[lines.index("Metrics") + 1] == "best/CIDEr"
+    page.get_by_text("50.000", exact=True).nth(1).wait_for()  # of the best epoch, not of the last
