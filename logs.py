@@ -225,7 +225,7 @@ class RunLog:
         step = self.first_step
         writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
         writer.add_custom_scalars(LAYOUT)
-        rows = "\n".join(f"| {name} | {value} |" for name, value in self.settings.items())
+        rows = _utf8("\n".join(f"| {name} | {value} |" for name, value in self.settings.items()))
         writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}")
         begun, _ = _table_row(self.settings)
         writer._get_file_writer().add_summary(begun)
@@ -283,7 +283,7 @@ class RunLog:
         shown = zip(captions[:N_PICTURES], examples[:N_PICTURES], strict=True)
         for number, (text, example) in enumerate(shown, start=1):
             card = _card(read_image(example.path, size=CARD), text, example.captions[0])
-            self.writer.add_image(f"captions/{number} {example.path.name}", card, step)
+            self.writer.add_image(_utf8(f"captions/{number} {example.path.name}"), card, step)
         self.writer.flush()  # the checkpoint of this epoch is on the disk too
 
     @_or_go_on_without
@@ -347,7 +347,7 @@ class RunLog:
     @_or_go_on_without
     def results(self, card: str) -> None:
         """The model card; and this run is done in the table of runs (HParams)."""
-        self.writer.add_text("model card", card)
+        self.writer.add_text("model card", _utf8(card))
         _, ended = _table_row(self.settings)
         self.writer._get_file_writer().add_summary(ended)
         self.writer.close()
@@ -366,7 +366,7 @@ def _table_row(settings: Mapping[str, Any]) -> tuple[Any, Any]:
     from torch.utils.tensorboard.summary import hparams
 
     compared = {name: settings[name] for name in COMPARED if name in settings}
-    plain = {n: v if isinstance(v, int | float) else str(v) for n, v in compared.items()}
+    plain = {n: v if isinstance(v, int | float) else _utf8(str(v)) for n, v in compared.items()}
     _, begun, ended = hparams(plain, {})
     return begun, ended
 
@@ -427,3 +427,8 @@ def _tensor(image: Image.Image) -> Tensor:
 def _label(text: str) -> str:
     """Tabs and line ends would shift the projector's rows; an empty label would drop one."""
     return " ".join(text.split()) or "-"
+
+
+def _utf8(text: str) -> str:
+    """What a log file takes: a question mark for each byte of a file name that is no text."""
+    return text.encode("utf-8", "replace").decode()

@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import re
 import resource
 import shlex
@@ -110,6 +111,20 @@ def test_words_and_captions_of_any_kind_keep_the_projectors_rows(drawn, tmp_path
     assert rows == ["caption\thuman", "-\tA dog runs .", "a dog\t-"]
     rows = next(tmp_path.glob("*/words/metadata.tsv")).read_text(encoding="utf-8").splitlines()
     assert rows == ["word\tfrequency", "a\t1", "dog\t1", "runs\t1"]
+
+
+def test_names_that_are_no_text_are_logged_too(drawn, tmp_path):
+    """A file name in Latin-1 ended the training with a traceback."""
+    path = Path(os.fsdecode(b"caf\xe9.png"))
+    copy = shutil.copy(next((drawn / "flickr30k_images").iterdir()), tmp_path / path)
+    settings = cli.plain(train.Settings(data=path, init=path))
+    log = logs.RunLog(tmp_path / "runs", settings)
+    log.epoch(SCORES, ["a dog"], [Example("a", Path(copy), ["A dog ."])], best=SCORES, step=1)
+    log.results(f"# A model trained on {path}")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "runs")).Reload()
+    assert events.Tags()["images"] == ["captions/1 caf?.png"]
 
 
 def log_steps(log, steps):
