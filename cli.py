@@ -16,13 +16,14 @@ import io
 import logging
 import math
 import os
+import shutil
 import signal
 import sys
 import time
 import traceback
 import typing
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, UnionType
@@ -39,7 +40,7 @@ T = TypeVar("T")
 VERSION = "0.4.0"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DONE, SOME_FAILED, FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
-PROGRESS_EVERY = 30.0  # seconds, where stderr is no terminal
+PROGRESS_AFTER, PROGRESS_EVERY = 10.0, 600.0  # seconds: the first line, the longest silence
 
 log = logging.getLogger(__name__)
 
@@ -156,66 +157,6 @@ def typed(settings_class: type[DataclassInstance], values: Mapping[str, Any]) ->
     found = {f.name: values.get(f.name, f.default) for f in dataclasses.fields(settings_class)}
     paths = {n for n, v in found.items() if v is not None and types[n] in (Path, Path | None)}
     return {n: Path(v) if n in paths else v for n, v in found.items()}
-
-
-def resumed(
-    settings: S, given: Collection[str], before: Mapping[str, Any], begun: Collection[str]
-) -> S:
-    """The settings of a run that is resumed, changed by those flags that may change them.
-
-    Args:
-        settings: of the command line.
-        given: names of the settings that were given as flags.
-        before: the run's settings, as ``plain`` made them.
-        begun: names of the stages that have begun.
-
-    Raises:
-        UserError: a flag would change what must stay.
-    """
-    values = typed(type(settings), before)
-    for field in dataclasses.fields(settings):
-        name, now, was = field.name, getattr(settings, field.name), values[field.name]
-        if name not in given:
-            continue
-        until = field.metadata["resume"]
-        if now != was and until in begun:
-            raise UserError(
-                f"{flag(name)} comes too late, {until} has begun in the run to resume: leave the "
-                "flag out, or begin a new run with --init."
-            )
-        if now != was and until is False:
-            raise UserError(
-                f"{flag(name)} is {'left out' if was is None else was} in the run to resume, not "
-                f"{now}: leave the flag out, or start afresh without --resume."
-            )
-        values[name] = now
-    return _made(type(settings), values)
-
-
-def inherited(settings: S, given: Collection[str], theirs: Mapping[str, Any], source: Path) -> S:
-    """The settings, those marked ``from_init`` as in the model at ``source``, which has ``theirs``.
-
-    Raises:
-        UserError: a flag asks for another value than the model has.
-    """
-    values = typed(type(settings), theirs)
-    for field in dataclasses.fields(settings):
-        name, now, value = field.name, getattr(settings, field.name), values[field.name]
-        if not field.metadata["from_init"]:
-            values[name] = now
-        elif name in given and now != value:
-            raise UserError(
-                f"{flag(name)} is {value} in {source}, not {now}: leave the flag out, or start "
-                "without --init."
-            )
-    return _made(type(settings), values)
-
-
-def _made(settings_class: type[S], values: Mapping[str, Any]) -> S:
-    try:
-        return settings_class(**values)
-    except ValueError as error:  # each value was allowed where it was given, but not together
-        raise UserError(f"{error}.") from error
 
 
 # --------------------------------------------------------------------------- command line
@@ -426,19 +367,35 @@ def progress(
     ``unit`` is what an item is called, in the singular; ``total`` how many there are, if ``items``
     does not know. ``set_postfix_str`` of the result adds to what is shown.
     """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
     if not sys.stderr.isatty() or not log.isEnabledFor(logging.INFO):
         return Progress(items, about=about, unit=unit, total=total)
     from tqdm import tqdm
 
-    return tqdm(items, desc=about, unit=unit, total=total, leave=False, smoothing=0.1)
+    # A bar of one length: tqdm's own has what the text behind it leaves, in the end nothing.
+    n_bar = shutil.get_terminal_size().columns // 6
+    numbers = "{n_fmt}/{total_fmt}, {remaining} left, {rate_fmt}{postfix}"
+    return tqdm(
+        items,
+        desc=about,
+        unit=unit,
+        total=total,
+        leave=False,
+        smoothing=0.1,
+        dynamic_ncols=True,
+        bar_format=f"{{l_bar}}{{bar:{n_bar}}}| {numbers}" if total else None,
+    )
 
 
 class Progress(Generic[T]):
-    """Items with a line in the log every half minute, used as a bar of tqdm's is."""
+    """Items with lines in the log, used as a bar of tqdm's is.
+
+    The first line comes after ten seconds, so that it is seen that something is done; each of the
+    next when twice as much time has passed, so that a log of hours stays short.
+    """
 
     def __init__(self, items: Iterable[T], *, about: str, unit: str, total: int | None) -> None:
-        if total is None and isinstance(items, Sized):
-            total = len(items)
         self._items, self._about, self._postfix, self._total = items, about, "", total
         self._of_all = f"{'' if total is None else f'/{total:,}'} {unit}s"
 
@@ -447,16 +404,28 @@ class Progress(Generic[T]):
         self._postfix = f", {text}"
 
     def __iter__(self) -> Iterator[T]:
-        started_at = logged_at = time.perf_counter()
+        started_at = time.perf_counter()
+        due_at = started_at + PROGRESS_AFTER
         for n, item in enumerate(self._items, start=1):
             yield item
             now = time.perf_counter()
-            if now - logged_at > PROGRESS_EVERY:
-                logged_at, rate = now, n / (now - started_at)
-                left = (self._total - n) / rate / 60 if self._total else 0
-                about = f"{self._about}  {n:,}{self._of_all}"
-                when = f", {left:,.0f} min left" if left >= 1 else ""
-                log.info(f"{about}, {rate:,.1f}/s{when}{self._postfix}")
+            if now > due_at:
+                log.info(self._line(n, now - started_at))
+                due_at = now + min(now - started_at, PROGRESS_EVERY)
+
+    def _line(self, n: int, seconds: float) -> str:
+        rate = n / seconds
+        speed = f"{rate:,.1f}/s" if rate >= 1 else f"{1 / rate:,.1f} s each"
+        left = (self._total - n) / rate if self._total else 0
+        when = f", {span(left)} left" if left >= 1 else ""
+        return f"{self._about}  {n:,}{self._of_all}, {speed}{when}{self._postfix}"
+
+
+def span(seconds: float) -> str:
+    """A time as people say it: ``40 s``, ``25 min``, ``3.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def device(name: str) -> torch.device:

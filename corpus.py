@@ -188,6 +188,7 @@ def load_corpus(folder: Path, captions_name: str = "", *, language: str = "en") 
             f"no folder {folder}: it should hold {source}. Name another folder with --data, or try "
             "--demo, which needs no data."
         )
+    log.info(f"reading     {folder}")  # on a slow disk it takes minutes to list the pictures
     files = files_below(folder)
     pictures = Pictures(folder, files)
     notes: list[str] = []

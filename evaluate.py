@@ -72,8 +72,12 @@ if __name__ == "__main__":  # before the slow imports
 
 import json
 import logging
+<<<<<<< HEAD
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+=======
+from collections.abc import Sequence
+>>>>>>> origin/main
 from functools import partial
 
 import torch
@@ -95,9 +99,12 @@ from report import Evaluation, Row, write
 from search import Hypothesis, Search, caption
 from yardsticks import yardsticks
 
+<<<<<<< HEAD
 BATCH_SIZE = 64  # pictures captioned at a time
 N_EXPLAINED = 20  # of the page's captions, the worst
 
+=======
+>>>>>>> origin/main
 log = logging.getLogger(__name__)
 
 
@@ -185,14 +192,8 @@ def _caption(
         )
         features.append({e.path: row for e, row in zip(examples, found, strict=True)})
     stacked = [torch.stack([of[example.path] for example in examples]) for of in features]
-
-    def hypotheses() -> Iterator[list[Hypothesis]]:
-        for start in range(0, len(examples), BATCH_SIZE):
-            batch = [rows[start : start + BATCH_SIZE] for rows in stacked]
-            yield from caption([trained.model for trained in models], batch, search)
-
-    shown = progress(hypotheses(), about="captioning", unit="picture", total=len(examples))
-    return examples, list(shown)
+    models_alone = [trained.model for trained in models]
+    return examples, caption(models_alone, stacked, search, about="captioning")
 
 
 def _score(

@@ -113,13 +113,12 @@ def encode_all(pixels: Pixels, model: ImageCaptioningModel) -> Tensor:
     """
     encode = model.make_encoder()
     mine = distributed.part(range(len(pixels)))
+    pictures = (pixels[i] for i in mine)
+    shown = iter(progress(pictures, about="encoding", unit="picture", total=len(mine)))
+    parts = []
     with torch.inference_mode():
-        parts = [
-            encode(
-                torch.stack([pixels[i] for i in mine[start : start + BATCH_SIZE]]).to(model.device)
-            )
-            for start in range(0, len(mine), BATCH_SIZE)
-        ]
+        while batch := list(islice(shown, BATCH_SIZE)):
+            parts.append(encode(torch.stack(batch).to(model.device)))
         if distributed.size == 1:
             return torch.cat(parts)
         rows = distributed.gathered([row for part in parts for row in part.cpu().numpy()])

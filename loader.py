@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import distributed
-from cli import UserError
+from cli import UserError, progress
 from corpus import Example
 from draws import Share, Whole
 from languages import CLITICS, NEVER_FINAL, SIDES, UNSPACED, Tokenizer
@@ -67,7 +67,7 @@ class Vocabulary:
             UserError: spaCy has no such language, or all words are too rare.
         """
         tokenizer = Tokenizer(language)
-        count_of = Counter(token for caption in captions for token in tokenizer(caption))
+        count_of = _count(captions, tokenizer)
         frequent = _frequent(count_of, freq_threshold)
         if not frequent:
             raise UserError(
@@ -85,7 +85,7 @@ class Vocabulary:
 
         The counts are those of these captions: 0 of a word that does not occur in them.
         """
-        count_of = Counter(token for caption in captions for token in self.tokenizer(caption))
+        count_of = _count(captions, self.tokenizer)
         added = [word for word in _frequent(count_of, freq_threshold) if word not in self.id_of]
         words = [*self.words, *added]
         vocabulary = Vocabulary(
@@ -139,6 +139,11 @@ class Vocabulary:
         """
         sides = set(SIDES.get(self.language.split("_")[0], "").split())
         return bool(sides) and all(sides.isdisjoint(self.tokenizer(text)) for text in captions)
+
+
+def _count(captions: Iterable[str], tokenizer: Tokenizer) -> Counter[str]:
+    shown = progress(captions, about="counting words", unit="caption")
+    return Counter(token for caption in shown for token in tokenizer(caption))
 
 
 def _frequent(count_of: Mapping[str, int], threshold: int) -> list[str]:
@@ -195,7 +200,8 @@ class Flickr30k:
         """Encode the captions; exactly one of features and pixels is given."""
         assert (features is None) != (pixels is None)
         self.examples, self.vocabulary, self.device = examples, vocabulary, device
-        captions = [[vocabulary.encode(text) for text in example.captions] for example in examples]
+        shown = progress(examples, about="reading captions", unit="image")
+        captions = [[vocabulary.encode(text) for text in example.captions] for example in shown]
         encoded = [ids for image in captions for ids in image]
         self.lengths = np.array([len(ids) for ids in encoded])
         tokens = np.full((len(encoded), self.lengths.max()), PAD)

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 import distributed
 import metrics
+from cli import progress
 from corpus import Example
-from learning import Reading, TrainState
+from learning import STAGES, Reading, TrainState
 from loader import SPECIAL_TOKENS, Vocabulary
 from model import ImageCaptioningModel
 from pictures import read_image
@@ -35,21 +36,41 @@ PROJECTED_WORDS = 2000
 PROJECTED_IMAGES = 500
 THUMBNAIL = 48
 N_PICTURES = 8  # captioned after every epoch
+CARD = 350  # pixels, the side of such a picture
 
+# In a chart all lines of a run have one colour: two of unlike density can be told apart, not four.
 LAYOUT = {
-    "1. Is it learning?": {
+    "1. Is it learning? (to see few points as they are, set Smoothing to 0 at the left)": {
         "CIDEr, validation": ["Multiline", ["score/CIDEr"]],
-        "BLEU-1 to 4, validation": ["Multiline", [f"score/BLEU-{n}" for n in range(1, 5)]],
+        "stage: 1 xe, 2 finetune, 3 scst": ["Multiline", ["stage"]],
     },
     "2. Is it overfitting? (val rises while train falls)": {
-        "loss, nats per word": ["Multiline", ["loss/train", "loss/val"]],
-        "learning rate": ["Multiline", ["learning_rate"]],
+        "loss, nats per word (val: once an epoch)": ["Multiline", ["loss/train", "loss/val"]],
+        "loss, validation alone": ["Multiline", ["loss/val"]],
     },
-    "3. What does it say? (the pictures are under IMAGES)": {
+    "3. Does it learn at a good rate?": {
+        "learning rate": ["Multiline", ["learning_rate"]],
+        "gradient norm": ["Multiline", ["gradient_norm"]],
+    },
+    "4. What does it say? (the pictures are under IMAGES)": {
         "distinct captions, %": ["Multiline", ["captions/distinct"]],
         "mean length, words": ["Multiline", ["captions/words"]],
     },
+    "5. What do the other scores say?": {
+        f"{name}, validation": ["Multiline", [f"score/{name}"]]
+        for name in ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L")
+    },
 }
+
+# Opens TensorBoard with the charts above and without smoothing, which no log file can turn off.
+UNSMOOTHED = "?smoothing=0#custom_scalars&_smoothingWeight=0"
+
+# Columns of the table of runs. TensorBoard keeps the values that it reads first, so these are
+# settings that no resumed run may change. Its results are the last points of all curves.
+COMPARED = (
+    *("encoder", "encoder_weights", "init", "image_size", "embedding_size", "hidden_size"),
+    *("num_layers", "dropout", "freq_threshold", "batch_size", "learning_rate", "seed"),
+)
 
 # --------------------------------------------------------------------------- the terminal
 
@@ -80,8 +101,8 @@ def model_lines(
 
 
 def step_note(measure: str, recent: Reading) -> str:
-    """What the progress bar shows of the last steps."""
-    return f"{measure} {recent.mean:.2f}, {recent.words_per_second:,.0f} words/s"
+    """What the progress bar shows of the last steps: little, it has to fit into 80 columns."""
+    return f"{measure} {recent.mean:.2f}"
 
 
 def epoch_line(
@@ -130,7 +151,8 @@ def closing_lines(
         f"scores      {scores}\n"
         f"            on {len(val_examples):,} validation images, beam {settings['beam_size']}\n"
         f"try it      python predict.py {which}--image {val_examples[-1].path}\n"
-        f"{more}curves      tensorboard --logdir {settings['runs']}"
+        f"{more}curves      tensorboard --logdir {settings['runs']}\n"
+        f"            http://localhost:6006/{UNSMOOTHED}"
     )
 
 
@@ -202,15 +224,23 @@ class RunLog:
         _say_nothing_of_disks()
         step = self.first_step
         writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
-        if not step:
-            writer.add_custom_scalars(LAYOUT)
-        rows = "\n".join(f"| {name} | {value} |" for name, value in self.settings.items())
+        writer.add_custom_scalars(LAYOUT)
+        rows = _utf8("\n".join(f"| {name} | {value} |" for name, value in self.settings.items()))
         writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}")
+        begun, _ = _table_row(self.settings)
+        writer._get_file_writer().add_summary(begun)
         return writer
 
     @_or_go_on_without
     def steps(
-        self, measure: str, recent: Reading, *, norm: float, learning_rate: float, step: int
+        self,
+        measure: str,
+        recent: Reading,
+        *,
+        norm: float,
+        learning_rate: float,
+        stage: str,
+        step: int,
     ) -> None:
         """Points on the curves of training, for the steps since the last ones."""
         values = {
@@ -218,6 +248,7 @@ class RunLog:
             "learning_rate": learning_rate,
             "gradient_norm": norm,
             "words_per_second": recent.words_per_second,
+            "stage": 1 + STAGES.index(stage),
         }
         self._scalars(values, step)
 
@@ -228,12 +259,22 @@ class RunLog:
         captions: Sequence[str],
         examples: Sequence[Example],
         *,
+        best: Mapping[str, float],
         step: int,
     ) -> None:
-        """Points on the curves of validation; some pictures with our caption and a human one."""
+        """Points on the curves of validation; some pictures with our caption and a human one.
+
+        Args:
+            scores: of this epoch.
+            captions: of the validation images.
+            examples: these images.
+            best: scores of the best epoch so far.
+            step: of the training.
+        """
         n_words = sum(len(metrics.tokens(text)) for text in captions)
         values = {f"score/{name}": value for name, value in scores.items() if name != "loss"}
         values |= {
+            "best/CIDEr": best["CIDEr"],
             "loss/val": scores["loss"],
             "captions/distinct": _distinct(captions),
             "captions/words": n_words / len(captions),
@@ -241,8 +282,8 @@ class RunLog:
         self._scalars(values, step)
         shown = zip(captions[:N_PICTURES], examples[:N_PICTURES], strict=True)
         for number, (text, example) in enumerate(shown, start=1):
-            card = _card(read_image(example.path, size=256), text, example.captions[0])
-            self.writer.add_image(f"captions/{number}", card, step)
+            card = _card(read_image(example.path, size=CARD), text, example.captions[0])
+            self.writer.add_image(_utf8(f"captions/{number} {example.path.name}"), card, step)
         self.writer.flush()  # the checkpoint of this epoch is on the disk too
 
     @_or_go_on_without
@@ -288,7 +329,8 @@ class RunLog:
         )
         with torch.inference_mode():
             vectors = model.eval().project(features)
-        pictures = [read_image(example.path, size=64) for example in examples]
+        shown = progress(examples, about="drawing thumbnails", unit="picture")
+        pictures = [read_image(example.path, size=64) for example in shown]
         thumbnails = [_tensor(picture.resize((THUMBNAIL, THUMBNAIL))) for picture in pictures]
         self.writer.add_embedding(
             vectors,
@@ -303,20 +345,30 @@ class RunLog:
         )
 
     @_or_go_on_without
-    def results(self, card: str, scores: Mapping[str, float]) -> None:
-        """The model card, and the row of this run in the table of runs (HParams)."""
-        self.writer.add_text("model card", card)
-        plain = {
-            name: value if isinstance(value, bool | int | float) else str(value)
-            for name, value in self.settings.items()
-        }
-        finals = {f"final/{name}": value for name, value in scores.items()}
-        self.writer.add_hparams(plain, finals, run_name=".")
+    def results(self, card: str) -> None:
+        """The model card; and this run is done in the table of runs (HParams)."""
+        self.writer.add_text("model card", _utf8(card))
+        _, ended = _table_row(self.settings)
+        self.writer._get_file_writer().add_summary(ended)
         self.writer.close()
 
     def _scalars(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
+
+
+def _table_row(settings: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What begins and what ends the row of a run in the table of runs (HParams).
+
+    torch also names the columns of all runs. That is left out: so TensorBoard finds them by itself
+    and shows those first in which the runs differ.
+    """
+    from torch.utils.tensorboard.summary import hparams
+
+    compared = {name: settings[name] for name in COMPARED if name in settings}
+    plain = {n: v if isinstance(v, int | float) else _utf8(str(v)) for n, v in compared.items()}
+    _, begun, ended = hparams(plain, {})
+    return begun, ended
 
 
 @cache
@@ -348,17 +400,23 @@ def make_folder(runs: Path, name: str) -> str:
     raise AssertionError("numbers do not end")
 
 
-def _card(image: Image.Image, ours: str, human: str, *, size: int = 256) -> Tensor:
-    """A picture over two captions: (3, 1.5 size, size) uint8."""
-    card = Image.new("RGB", (size, size + size // 2), "white")
-    card.paste(image.resize((size, size)), (0, 0))
+def _card(image: Image.Image, ours: str, human: str, *, size: int = CARD) -> Tensor:
+    """A picture beside two captions: (3, size, 2 size) uint8.
+
+    TensorBoard shows it about 350 pixels wide, and leaves out every other row and column: the
+    letters are large.
+    """
+    card = Image.new("RGB", (2 * size, size), "white")
+    picture = ImageOps.contain(image, (size, size))
+    card.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))
     draw = ImageDraw.Draw(card)
-    font = ImageFont.load_default(15)
-    lines = textwrap.wrap(ours, 33)[:3]
-    draw.multiline_text((6, size + 5), "\n".join(lines), fill="black", font=font)
-    below = size + 12 + 19 * len(lines)
-    lines = textwrap.wrap(f"human: {human}", 33)[:3]
-    draw.multiline_text((6, below), "\n".join(lines), fill="gray", font=font)
+    font, line = ImageFont.load_default(size // 13), size // 10
+    left, top = size + size // 24, size // 48
+    for text, colour in ((ours, "black"), (f"human: {human}", "dimgray")):
+        for row in textwrap.wrap(text, 24)[:5]:
+            draw.text((left, top), row, fill=colour, font=font)
+            top += line
+        top += line // 2
     return _tensor(card)
 
 
@@ -369,3 +427,8 @@ def _tensor(image: Image.Image) -> Tensor:
 def _label(text: str) -> str:
     """Tabs and line ends would shift the projector's rows; an empty label would drop one."""
     return " ".join(text.split()) or "-"
+
+
+def _utf8(text: str) -> str:
+    """What a log file takes: a question mark for each byte of a file name that is no text."""
+    return text.encode("utf-8", "replace").decode()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,11 @@ from model import ImageCaptioningModel
 from pretrained import load_encoder
 from resnet import ALL_LAYERS
 from search import caption
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+S = TypeVar("S", bound="DataclassInstance")
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +83,9 @@ class Run:
     def write_captions(self, features: Tensor) -> list[str]:
         """Caption images as `predict.py` would: (N, F) → N captions."""
         search = checkpoint.search_settings(self.settings, self.vocabulary)
-        hypotheses = caption([self.model], [distributed.part(features)], search)
-        mine = [self.vocabulary.decode(best.tokens) for best, *_ in hypotheses]
-        return distributed.gathered(mine)
+        mine = distributed.part(features)
+        hypotheses = caption([self.model], [mine], search, about="captioning")
+        return distributed.gathered([self.vocabulary.decode(h[0].tokens) for h in hypotheses])
 
     def validate(self, val_set: Flickr30k) -> tuple[dict[str, float], list[str]]:
         """Score the model on the validation images; of several processes each does a part.
@@ -96,7 +102,8 @@ class Run:
         plan = plan_batches(val_set, batch_size=500, seed=0, whole_images=False)
         with torch.inference_mode():
             # In float32, without autocast, as in `search.caption`.
-            for batch in batches(val_set, plan):
+            shown = batches(val_set, plan)
+            for batch in cli.progress(shown, about="validating", unit="step", total=len(plan)):
                 loss = no_loss(model, batch.n_words)
                 if len(batch.positions):
                     assert batch.features is not None
@@ -163,7 +170,7 @@ class Run:
         self.tensorboard.embeddings(
             self.vocabulary, self.model, features, captions, examples, step=state.step
         )
-        self.tensorboard.results(checkpoint.model_card(best), state.best_scores)
+        self.tensorboard.results(checkpoint.model_card(best))
 
     def _with_familiarity(self, best: Checkpoint, val_set: Flickr30k) -> Checkpoint:
         """The checkpoint in ``best.pt``, saved again with its familiarity unless it has one.
@@ -197,7 +204,24 @@ class Run:
         """Add a point to the curves, of the steps since the last one."""
         learning_rate = optimizer.param_groups[0]["lr"]
         self.tensorboard.steps(
-            measure, recent, norm=norm, learning_rate=learning_rate, step=state.step
+            measure,
+            recent,
+            norm=norm,
+            learning_rate=learning_rate,
+            stage=state.stage,
+            step=state.step,
+        )
+
+    def log_epoch(
+        self,
+        scores: Mapping[str, float],
+        captions: list[str],
+        val_set: Flickr30k,
+        state: TrainState,
+    ) -> None:
+        """Add a point to the curves of validation, and captioned pictures."""
+        self.tensorboard.epoch(
+            scores, captions, val_set.examples, best=state.best_scores, step=state.step
         )
 
     def check_finite(self, loss: float, state: TrainState, optimizer: AdamW) -> None:
@@ -235,6 +259,68 @@ class Run:
                 f"with\n    {logs.resume_command(self.settings)}"
             )
             raise
+
+
+def resumed_settings(
+    settings: S, given: Collection[str], before: Mapping[str, Any], begun: Collection[str]
+) -> S:
+    """The settings of a run that is resumed, changed by those flags that may change them.
+
+    Args:
+        settings: of the command line.
+        given: names of the settings that were given as flags.
+        before: the run's settings, as ``cli.plain`` made them.
+        begun: names of the stages that have begun.
+
+    Raises:
+        UserError: a flag would change what must stay.
+    """
+    values = cli.typed(type(settings), before)
+    for field in dataclasses.fields(settings):
+        name, now, was = field.name, getattr(settings, field.name), values[field.name]
+        if name not in given:
+            continue
+        until = field.metadata["resume"]
+        if now != was and until in begun:
+            raise UserError(
+                f"{cli.flag(name)} comes too late, {until} has begun in the run to resume: leave "
+                "the flag out, or begin a new run with --init."
+            )
+        if now != was and until is False:
+            raise UserError(
+                f"{cli.flag(name)} is {'left out' if was is None else was} in the run to resume, "
+                f"not {now}: leave the flag out, or start afresh without --resume."
+            )
+        values[name] = now
+    return _made(type(settings), values)
+
+
+def inherited_settings(
+    settings: S, given: Collection[str], theirs: Mapping[str, Any], source: Path
+) -> S:
+    """The settings, those marked ``from_init`` as in the model at ``source``, which has ``theirs``.
+
+    Raises:
+        UserError: a flag asks for another value than the model has.
+    """
+    values = cli.typed(type(settings), theirs)
+    for field in dataclasses.fields(settings):
+        name, now, value = field.name, getattr(settings, field.name), values[field.name]
+        if not field.metadata["from_init"]:
+            values[name] = now
+        elif name in given and now != value:
+            raise UserError(
+                f"{cli.flag(name)} is {value} in {source}, not {now}: leave the flag out, or start "
+                "without --init."
+            )
+    return _made(type(settings), values)
+
+
+def _made(settings_class: type[S], values: Mapping[str, Any]) -> S:
+    try:
+        return settings_class(**values)
+    except ValueError as error:  # each value was allowed where it was given, but not together
+        raise UserError(f"{error}.") from error
 
 
 def stages_left(stages: list[Stage], last: Checkpoint | None) -> tuple[list[Stage], TrainState]:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -65,6 +65,7 @@ def caption(
     search: Search,
     *,
     batch_size: int = 64,
+    about: str = "",
 ) -> list[list[Hypothesis]]:
     """Caption each image with one model or an ensemble, ``batch_size`` images at once.
 
@@ -78,6 +79,7 @@ def caption(
         features: for each model (N, F), what its encoder makes of the images, on any device.
         search: how captions are searched for, or sampled.
         batch_size: images decoded at a time.
+        about: what the progress is shown under; left out, none is shown.
 
     Returns:
         For each image at most ``beam_size`` hypotheses, best first.
@@ -85,15 +87,25 @@ def caption(
     Source: Vinyals et al. 2015, arXiv:1411.4555, "Inference"; length normalisation: Wu et
     al. 2016, arXiv:1609.08144, section 7, without its constants.
     """
+    found: Iterable[list[Hypothesis]] = _by_batches(models, features, search, batch_size)
+    if about:
+        found = cli.progress(found, about=about, unit="image", total=len(features[0]))
+    return list(found)
+
+
+def _by_batches(
+    models: Sequence[ImageCaptioningModel],
+    features: Sequence[Tensor],
+    search: Search,
+    batch_size: int,
+) -> Iterator[list[Hypothesis]]:
     decode = _sampled if search.temperature else _beam_search
-    found: list[list[Hypothesis]] = []
     for start in range(0, len(features[0]), batch_size):
         states = [
             model.eval().init_state(theirs[start : start + batch_size].to(model.device))
             for model, theirs in zip(models, features, strict=True)
         ]
-        found += decode(models, states, search)
-    return found
+        yield from decode(models, states, search)
 
 
 # --------------------------------------------------------------------------- beam search

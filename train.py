@@ -103,6 +103,7 @@ if __name__ == "__main__":  # before the slow imports
     cli.answer_at_once(Settings)
 
 import logging
+import math
 import time
 from datetime import datetime
 from functools import partial
@@ -125,12 +126,21 @@ from learning import Loss, LossFunction, Meter, Reading, Stage, TrainState, is_b
 from loader import Batch, Flickr30k, Plan, batches, plan_batches
 from pictures import augment
 from resnet import ALL_LAYERS, BLOCKS_PER_LAYER
-from run import Run, load_data, make_model, make_vocabulary, plan_schedule, stages_left
+from run import (
+    Run,
+    inherited_settings,
+    load_data,
+    make_model,
+    make_vocabulary,
+    plan_schedule,
+    resumed_settings,
+    stages_left,
+)
 from selfcritical import SelfCritical
 
 log = logging.getLogger(__name__)
 
-LOG_EVERY = 50  # steps
+LOG_EVERY = 50  # steps, at most
 SAVE_EVERY = 600.0  # seconds
 SCST_PATIENCE = 2  # rewards go on rising while validation scores fall
 
@@ -239,7 +249,7 @@ def begin_run(
     if is_init:  # its scores are those that every epoch has to surpass
         scores, captions = run.validate(val_set)
         record_epoch(run, stage, state, scores, captions, Reading())
-        run.tensorboard.epoch(scores, captions, val_set.examples, step=state.step)
+        run.log_epoch(scores, captions, val_set, state)
     elif train_set.features is not None:  # an encoder that trains has those of each batch
         run.model.set_feature_stats(train_set.features)
 
@@ -270,6 +280,8 @@ def train_stage(
             if state.batch == 0:
                 state.meter = Meter()
             logged = state.meter.read()
+            # In equal parts of the epoch: the point of a single step at its end would be noise.
+            log_every = math.ceil(len(plan) / math.ceil(len(plan) / LOG_EVERY))
             model.train()
             bar = cli.progress(
                 batches(train_set, plan[state.batch :]),
@@ -299,7 +311,7 @@ def train_stage(
 
                 if device.type == "cpu":  # the host would have to wait for another device
                     run.check_finite(loss.mean.item(), state, optimizer)
-                if state.step % LOG_EVERY == 0 or state.batch == len(plan):
+                if state.batch % log_every == 0 or state.batch == len(plan):
                     now = state.meter.read()
                     recent, logged = now.since(logged), now
                     # Rewards stay finite when the weights do not; the norm does not.
@@ -318,7 +330,7 @@ def train_stage(
                 state.finish_epoch()
                 record_epoch(run, stage, state, scores, captions, learned)
                 run.save_last(state, optimizer)
-                run.tensorboard.epoch(scores, captions, val_set.examples, step=state.step)
+                run.log_epoch(scores, captions, val_set, state)
     if state.epoch < stage.epochs:
         log.info(f"{stage.name} ended early: no better CIDEr in {stage.patience} epochs")
 
@@ -396,7 +408,7 @@ def starting_point(
         last = checkpoint.load_last(settings.checkpoints, device, Settings)
         stages = [stage.name for stage in make_stages(settings)]
         begun = stages[: stages.index(last.training["state"]["stage"]) + 1]
-        resumed = cli.resumed(settings, given, last.settings, begun)
+        resumed = resumed_settings(settings, given, last.settings, begun)
         if "data" in given and settings.data.is_file():  # it names the captions file itself
             resumed = replace(resumed, captions=settings.captions)
         # Those of this command: the old run may have been on another machine.
@@ -404,7 +416,7 @@ def starting_point(
         return resumed, last, None
     if settings.init:
         init = checkpoint.load(settings.init, device)
-        return cli.inherited(settings, given, init.settings, settings.init), None, init
+        return inherited_settings(settings, given, init.settings, settings.init), None, init
     if settings.encoder not in BLOCKS_PER_LAYER:
         known = ", ".join(BLOCKS_PER_LAYER)
         raise UserError(f"--encoder must be one of {known}, got {settings.encoder!r}.")

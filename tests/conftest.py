@@ -16,8 +16,8 @@ N_SCENES = 12
 
 @pytest.fixture(autouse=True)
 def _no_lines_of_progress(monkeypatch):
-    """However slow the machine is; tests of these lines set an interval of their own."""
-    monkeypatch.setattr(cli, "PROGRESS_EVERY", math.inf)
+    """However slow the machine is; tests of these lines set a time of their own."""
+    monkeypatch.setattr(cli, "PROGRESS_AFTER", math.inf)
 
 
 @pytest.fixture(scope="session")

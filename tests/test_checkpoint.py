@@ -17,6 +17,7 @@ import checkpoint
 import cli
 import files
 import pretrained
+import run
 import train
 from cli import UserError
 from familiarity import Familiarity
@@ -240,8 +241,8 @@ def resume(path):
     state = TrainState.of(resumed.training["state"])
     assert state.stage in STAGES
     settings = train.Settings(resume=True)
-    cli.resumed(settings, frozenset(), resumed.settings, ())
-    cli.inherited(train.Settings(), frozenset(), resumed.settings, path)
+    run.resumed_settings(settings, frozenset(), resumed.settings, ())
+    run.inherited_settings(train.Settings(), frozenset(), resumed.settings, path)
     resumed.search()
     checkpoint.model_card(resumed)
     optimizer = optimizer_of(resumed.model)

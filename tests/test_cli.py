@@ -1,14 +1,19 @@
 import contextlib
 import errno
+import fcntl
 import io
 import json
 import logging
 import os
+import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -344,23 +349,12 @@ def test_a_field_that_is_no_option_is_not_checked():
 
 
 @dataclass(frozen=True)
-class Training(cli.BeamSettings):
-    """Try to resume."""
+class Training:
+    """What a checkpoint holds."""
 
-    data: Path = option(Path("photos"), "folder", resume=True)
+    data: Path = option(Path("photos"), "folder")
     init: Path | None = option(None, "start from this model")
-    hidden_size: int = option(512, "size", at_least=1, from_init=True)
-    language: str = option("en", "language", from_init=True)
-    crop: float = option(0.6, "smallest part", resume="finetune")
-    scst_samples: int = option(5, "samples", at_least=2, resume="scst")
-    epochs: int = option(8, "times through", at_least=0, resume=True)
-    scst_epochs: int = option(0, "times through", at_least=0, resume=True)
-    resume: bool = option(False, "resume", resume=True)
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.epochs + self.scst_epochs:
-            raise ValueError("--epochs and --scst-epochs are both 0")
+    hidden_size: int = option(512, "size", at_least=1)
 
 
 def test_plain_settings_come_back():
@@ -376,63 +370,6 @@ def test_settings_of_another_version_are_read():
     found = cli.typed(Training, held)
     assert "averaging" not in found
     assert Training(**found) == Training(hidden_size=32)
-
-
-def resumed(argv, begun=("xe",), **before):
-    settings, given = cli.parse(Training, ["--resume", *argv.split()])
-    return cli.resumed(settings, given, cli.plain(replace(Training(), **before)), begun)
-
-
-def test_a_resumed_run_has_its_own_settings_but_for_flags_that_may_change():
-    before = {"hidden_size": 32, "beam_size": 7, "data": Path("theirs"), "epochs": 2}
-    own = replace(Training(), **before, resume=True)
-    assert resumed("", **before) == own
-    assert resumed("--hidden-size 32", **before) == own
-    changed = resumed("--beam-size 1 --data ours --epochs 3", **before)
-    assert changed == replace(own, beam_size=1, data=Path("ours"), epochs=3)
-
-
-@pytest.mark.parametrize(
-    ("argv", "before", "was"),
-    [
-        ("--hidden-size 9", {"hidden_size": 32}, "--hidden-size is 32 in the run to resume, not 9"),
-        ("--hidden-size 512", {"hidden_size": 32}, "--hidden-size is 32 "),  # though the default
-        ("--init best.pt", {}, "--init is left out in the run to resume, not best.pt"),
-        ("--language fr", {}, "--language is en in the run to resume, not fr"),
-    ],
-)  # fmt: skip
-def test_what_a_resumed_run_must_keep_is_refused(argv, before, was):
-    way_out = ": leave the flag out, or start afresh without --resume."
-    with pytest.raises(cli.UserError, match=was) as caught:
-        resumed(argv, **before)
-    assert str(caught.value).endswith(way_out)
-
-
-def test_a_stage_may_change_until_it_has_begun():
-    assert resumed("--crop 0.9 --scst-samples 3", ("xe",)).crop == 0.9
-    assert resumed("--scst-samples 3", ("xe", "finetune")).scst_samples == 3
-    assert resumed("--crop 0.6", ("xe", "finetune")).crop == 0.6
-    with pytest.raises(cli.UserError, match="--crop comes too late, finetune has begun"):
-        resumed("--crop 0.9", ("xe", "finetune"))
-    with pytest.raises(cli.UserError, match="--scst-samples comes too late, scst has"):
-        resumed("--scst-samples 3", ("xe", "finetune", "scst"))
-
-
-def test_resumed_settings_that_do_not_go_together_are_a_users_error():
-    with pytest.raises(cli.UserError, match="--epochs and --scst-epochs are both 0"):
-        resumed("--scst-epochs 0", epochs=0, scst_epochs=2)
-
-
-def test_init_brings_its_settings():
-    settings, given = cli.parse(Training, ["--init=best.pt", "--epochs=3", "--language=fr"])
-    theirs = cli.plain(Training(hidden_size=32, language="fr", epochs=9, beam_size=9))
-    found = cli.inherited(settings, given, theirs, Path("best.pt"))
-    assert found == replace(settings, hidden_size=32)
-    with pytest.raises(cli.UserError) as caught:
-        cli.inherited(settings, given, {**theirs, "language": "sv"}, Path("best.pt"))
-    assert str(caught.value) == (
-        "--language is sv in best.pt, not fr: leave the flag out, or start without --init."
-    )
 
 
 # --------------------------------------------------------------------- before the imports
@@ -536,9 +473,11 @@ def test_quiet_silences_notes_but_not_errors(quiet, capsys):
 @pytest.mark.parametrize(
     ("items", "total", "lines"),
     [
-        (range(3), None, ["making  1/3 scenes, ", "making  2/3 scenes, ", "making  3/3 scenes, "]),
-        (iter("ab"), 1200, ["making  1/1,200 scenes, ", "making  2/1,200 scenes, "]),
-        (iter("a"), None, ["making  1 scenes, "]),
+        (range(3), None, ["1/3 scenes, 1.0/s, 2 s left", "2/3 scenes, 1.0/s, 1 s left",
+                          "3/3 scenes, 1.0/s"]),
+        (iter("ab"), 1200, ["1/1,200 scenes, 1.0/s, 20 min left",
+                            "2/1,200 scenes, 1.0/s, 20 min left"]),
+        (iter("a"), None, ["1 scenes, 1.0/s"]),
         ([], None, []),
     ],
 )  # fmt: skip
@@ -546,6 +485,7 @@ def test_where_stderr_is_no_terminal_progress_is_lines_in_the_log(
     items, total, lines, monkeypatch, capsys
 ):
     """Into a file nothing was written for hours."""
+    monkeypatch.setattr(cli, "PROGRESS_AFTER", 0.0)
     monkeypatch.setattr(cli, "PROGRESS_EVERY", 0.0)
     monkeypatch.setattr(cli.time, "perf_counter", iter(range(100)).__next__)
 
@@ -555,29 +495,49 @@ def test_where_stderr_is_no_terminal_progress_is_lines_in_the_log(
             bar.set_postfix_str(f"loss {n}.5")
 
     assert cli.run(job, Settings()) == 0
-    left = ", 20 min left" if total == 1200 else ""
-    wanted = [f"{line}1.0/s{left}, loss {n}.5" for n, line in enumerate(lines)]
+    wanted = [f"making  {line}, loss {n}.5" for n, line in enumerate(lines)]
     assert capsys.readouterr().err.splitlines() == wanted
     assert cli.run(job, Settings(quiet=True)) == 0
     assert capsys.readouterr().err == ""
 
 
-HALF_MINUTE = cli.PROGRESS_EVERY  # before the tests' conftest turns it off
+TEN_SECONDS = cli.PROGRESS_AFTER  # before the tests' conftest turns it off
 
 
-def test_a_line_of_progress_comes_every_half_minute(monkeypatch, caplog):
+def lines_of_progress(n, seconds_each, monkeypatch, caplog, **options):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(cli, "PROGRESS_EVERY", HALF_MINUTE)
-    clock = iter(range(0, 1000, 8)).__next__  # a quarter of a minute an item, roughly
+    monkeypatch.setattr(cli, "PROGRESS_AFTER", TEN_SECONDS)
+    clock = iter(range(0, 10**6, seconds_each)).__next__
     monkeypatch.setattr(cli.time, "perf_counter", clock)
-    for _ in cli.progress(range(12), about="xe 1/8", unit="step"):
+    for _ in cli.progress(range(n), **options):
         pass
-    assert [text.split(",")[0] for text in caplog.messages] == [
-        "xe 1/8  4/12 steps",
-        "xe 1/8  8/12 steps",
-        "xe 1/8  12/12 steps",
+    return caplog.messages
+
+
+def test_lines_of_progress_come_after_ten_seconds_and_then_at_growing_distances(
+    monkeypatch, caplog
+):
+    """The first came after half a minute: a log file looked as if nothing was done."""
+    lines = lines_of_progress(40, 4, monkeypatch, caplog, about="xe 1/8", unit="step")
+    assert lines == [
+        "xe 1/8  3/40 steps, 4.0 s each, 2 min left",
+        "xe 1/8  7/40 steps, 4.0 s each, 2 min left",
+        "xe 1/8  15/40 steps, 4.0 s each, 2 min left",
+        "xe 1/8  31/40 steps, 4.0 s each, 36 s left",
     ]
-    assert caplog.messages[0].endswith("steps, 0.1/s, 1 min left")
+
+
+def test_lines_of_a_long_job_are_ten_minutes_apart_at_most(monkeypatch, caplog):
+    lines = lines_of_progress(240, 60, monkeypatch, caplog, about="xe 1/8", unit="step")
+    done = [int(line.split()[2].split("/")[0]) for line in lines]  # in minutes
+    assert done == [1, 3, 7, *range(15, 240, 11)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(5.4, "5 s"), (99, "99 s"), (150, "2 min"), (12600, "3.5 h")]
+)
+def test_spans_of_time(seconds, text):
+    assert cli.span(seconds) == text
 
 
 def test_on_a_terminal_progress_is_a_bar(monkeypatch, capsys):
@@ -595,6 +555,48 @@ def test_on_a_terminal_progress_is_a_bar(monkeypatch, capsys):
     assert "\n" not in err
     assert cli.run(job, Settings(quiet=True)) == 0
     assert capsys.readouterr().err == ""
+
+
+DRAWN = """
+import logging, time
+import cli
+logging.basicConfig(level=logging.INFO)
+bar = cli.progress(iter(range(5)), about="finetune 1/6", unit="step", total=1450)
+for _ in bar:
+    time.sleep(0.11)
+    bar.set_postfix_str("reward 12.48")
+"""
+
+
+def in_terminal(code, columns):
+    """What a script writes to a terminal of so many columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    script = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    written = b""
+    with contextlib.suppress(OSError):  # the end of a terminal is one
+        while part := os.read(ours, 2**16):
+            written += part
+    os.close(ours)
+    assert script.wait() == 0
+    return written.decode()
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_bar_keeps_its_length_whatever_stands_behind_it(columns):
+    """At 80 columns loss and speed left it a single character."""
+    states = in_terminal(DRAWN, columns).rstrip().split("\r")
+    shown = [state for state in states if "|" in state]
+    assert {len(state.split("|")[1]) for state in shown} == {columns // 6}
+    assert max(map(len, states)) <= columns
+    *_, last = shown
+    assert "| 5/1450, " in last
+    if columns >= 80:
+        assert re.search(r", \d\d:\d\d left, .*step/s, reward 12.48$", last)
 
 
 SCRIPT = """

@@ -52,7 +52,7 @@ IMPORTS = {  # file → the files of ours it may import
     "compare": {"metrics", "cli"},
     "official": {"yardsticks"},
     "figures": {"report", "pictures", "files", "cli"},
-    "logs": {"learning", "loader", "corpus", "model", "metrics", "pictures", "distributed"},
+    "logs": {"learning", "loader", "corpus", "model", "metrics", "pictures", "distributed", "cli"},
     "agreement": {
         *("logs", "checkpoint", "features", "learning", "model", "corpus", "files", "cli"),
         "distributed",

@@ -1,8 +1,15 @@
+import json
 import logging
+import os
 import re
 import resource
 import shlex
 import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -13,7 +20,7 @@ import logs
 import predict
 import train
 from corpus import Example
-from learning import Reading, TrainState
+from learning import STAGES, Reading, TrainState
 from loader import Vocabulary
 from model import ImageCaptioningModel
 
@@ -44,7 +51,7 @@ def test_the_line_of_an_epoch(learned, is_best, line):
 
 def test_the_note_beside_the_progress_is_of_the_last_steps():
     recent = LEARNED.since(Reading(total=1480.0, count=500, n_words=500, seconds=0.25))
-    assert logs.step_note("loss", recent) == "loss 2.00, 2,000 words/s"
+    assert logs.step_note("loss", recent) == "loss 2.00"
 
 
 def closing(**changed):
@@ -68,6 +75,13 @@ def test_a_run_ends_with_commands_that_can_be_given():
     assert found.checkpoint == (Path("elsewhere/best.pt"),)
 
 
+def test_the_end_says_how_to_see_curves_that_nothing_bends():
+    """At TensorBoard's own 0.6 a CIDEr that fell from 67 to 54 still seemed to be 56."""
+    *_, command, address = closing().splitlines()
+    assert command.split() == ["curves", "tensorboard", "--logdir", "runs/image_captioning"]
+    assert address.split() == [f"http://localhost:6006/{logs.UNSMOOTHED}"]
+
+
 @pytest.mark.parametrize("changed", [{"finetune_epochs": 1}, {"scst_epochs": 1}, {"demo": True}])
 def test_more_stages_are_offered_only_after_the_first(changed):
     assert "better" not in closing(**changed)
@@ -78,7 +92,7 @@ def test_nothing_is_written_before_the_first_entry(tmp_path):
     """An earlier run's folder of this name has to be moved first."""
     log = logs.RunLog(tmp_path / "a_run", {})
     assert list(tmp_path.iterdir()) == []
-    log.steps("loss", LEARNED, norm=1.0, learning_rate=0.1, step=1)
+    log.steps("loss", LEARNED, norm=1.0, learning_rate=0.1, stage="xe", step=1)
     log.writer.close()
     assert (tmp_path / "a_run").is_dir()
 
@@ -99,9 +113,23 @@ def test_words_and_captions_of_any_kind_keep_the_projectors_rows(drawn, tmp_path
     assert rows == ["word\tfrequency", "a\t1", "dog\t1", "runs\t1"]
 
 
+def test_names_that_are_no_text_are_logged_too(drawn, tmp_path):
+    """A file name in Latin-1 ended the training with a traceback."""
+    path = Path(os.fsdecode(b"caf\xe9.png"))
+    copy = shutil.copy(next((drawn / "flickr30k_images").iterdir()), tmp_path / path)
+    settings = cli.plain(train.Settings(data=path, init=path))
+    log = logs.RunLog(tmp_path / "runs", settings)
+    log.epoch(SCORES, ["a dog"], [Example("a", Path(copy), ["A dog ."])], best=SCORES, step=1)
+    log.results(f"# A model trained on {path}")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "runs")).Reload()
+    assert events.Tags()["images"] == ["captions/1 caf?.png"]
+
+
 def log_steps(log, steps):
     for step in steps:
-        log.steps("loss", LEARNED, norm=1.0, learning_rate=0.1, step=step)
+        log.steps("loss", LEARNED, norm=1.0, learning_rate=0.1, stage="xe", step=step)
 
 
 def logged_steps(folder):
@@ -156,7 +184,7 @@ def test_a_folder_that_cannot_be_written_costs_one_warning(
         for step in range(2, 60):
             log_steps(log, [step])
             log.flush()
-        log.results("a card", SCORES)
+        log.results("a card")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert caplog.text.count("training goes on without them") == 1
@@ -183,3 +211,102 @@ def test_what_is_said_of_the_model_is_true(changed, expected):
     model = ImageCaptioningModel(len(vocabulary), encoder="resnet18", embedding_size=8)
     text = logs.model_lines(model, vocabulary, cli.plain(train.Settings(**changed)))
     assert all(part in text for part in expected)
+
+
+# --------------------------------------------------------------------- in a browser
+
+
+def log_run(folder, hidden_size, examples):
+    """A run of an epoch of each stage; the second is the best."""
+    log = logs.RunLog(folder, cli.plain(train.Settings(hidden_size=hidden_size)))
+    captions, best = ["a dog runs"] * len(examples), {"CIDEr": 0.0}
+    for epoch, stage in enumerate(STAGES):
+        for step in (10 * epoch + 5, 10 * epoch + 10):
+            measure = "reward" if stage == "scst" else "loss"
+            log.steps(measure, LEARNED, norm=1.0, learning_rate=0.1, stage=stage, step=step)
+        scores = {**SCORES, **{f"BLEU-{n}": 60 / n for n in range(1, 5)}}
+        scores["CIDEr"] = 50 - 10 * abs(epoch - 1)
+        best = max(best, scores, key=lambda scores: scores["CIDEr"])
+        log.epoch(scores, captions, examples, best=best, step=step)
+    return log
+
+
+@pytest.fixture(scope="module")
+def tensorboard(drawn, tmp_path_factory, chromium):  # noqa: ARG001 (skips where there is none)
+    """The address of one that shows two runs, which differ in a setting; one is under way."""
+    folder = tmp_path_factory.mktemp("runs")
+    paths = sorted((drawn / "flickr30k_images").iterdir())[:3]
+    examples = [Example(path.name, path, ["A dog ."]) for path in paths]
+    log_run(folder / "a", 64, examples).results("# The model's card")
+    log_run(folder / "b", 128, examples).writer.close()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tensorboard.main", "--logdir", folder, "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (found := re.search(r" at (http://\S+)", line := server.stderr.readline())):
+        assert line, "it did not start"
+    for _ in range(600):
+        if all(n_epochs_shown(found[1], run) == len(STAGES) for run in "ab"):
+            break
+        time.sleep(0.1)
+    yield found[1]
+    server.terminate()
+    server.stderr.close()
+    server.wait()
+
+
+def n_epochs_shown(address, run):
+    try:
+        where = f"{address}data/plugin/scalars/scalars?tag=loss/val&run={run}"
+        with urllib.request.urlopen(where) as points:
+            return len(json.load(points))
+    except urllib.error.HTTPError:  # it has not read any of it
+        return 0
+
+
+# What is shown, top to bottom: TensorBoard hides its elements in shadow trees.
+TEXT = """() => {
+    const text = node => node.nodeType === Node.TEXT_NODE ? node.data.trim()
+        : node.nodeName === "STYLE" || node.nodeName === "TEMPLATE" ? ""
+        : node.nodeName === "SLOT" ? node.assignedNodes().map(text).join("\\n")
+        : [...(node.shadowRoot || node).childNodes].map(text).filter(Boolean).join("\\n");
+    return text(document.body);
+}"""
+
+
+def lines_of(page):
+    return [line.strip() for line in page.evaluate(TEXT).splitlines()]
+
+
+def test_the_first_screen_asks_what_one_wants_to_know(tensorboard, open_tab):
+    """Four curves of BLEU had one colour; the learning rate stood under overfitting."""
+    page = open_tab(tensorboard + logs.UNSMOOTHED).page
+    chart = page.locator("tf-custom-scalar-multi-line-chart-card")
+    for n in range(1, 5):  # a line for each run, and no other
+        chart.filter(has_text=f"BLEU-{n}, validation").get_by_text("Matches (2)").wait_for()
+    wanted = [text for heading, charts in logs.LAYOUT.items() for text in (heading, *charts)]
+    assert [line for line in lines_of(page) if line in wanted] == wanted
+    assert page.locator("tf-smoothing-input input").input_value() == "0"
+
+
+def test_captioned_pictures_are_wide_and_have_names(tensorboard, open_tab):
+    page = open_tab(f"{tensorboard}#images").page
+    pictures = page.locator("tf-image-loader img")
+    pictures.nth(5).wait_for()
+    sizes = pictures.evaluate_all("all => all.map(i => [i.naturalWidth, i.naturalHeight])")
+    assert sizes == 6 * [[2 * logs.CARD, logs.CARD]]
+    names = [line for line in lines_of(page) if line.startswith("captions/")]
+    assert list(dict.fromkeys(names)) == [f"captions/{n + 1} scene_0000{n}.png" for n in range(3)]
+
+
+def test_the_table_of_runs_begins_with_what_differs_and_the_best_score(tensorboard, open_tab):
+    """It had all settings by the alphabet, and charts of a single point for its scores."""
+    page = open_tab(f"{tensorboard}#hparams").page
+    page.get_by_text("Trial ID").first.wait_for()
+    lines = lines_of(page)
+    settings = [line for line in lines[: lines.index("Metrics")] if line in logs.COMPARED]
+    assert settings[0] == "hidden_size"
+    assert set(settings) == set(logs.COMPARED)
+    assert lines[lines.index("Metrics") + 1] == "best/CIDEr"
+    page.get_by_text("50.000", exact=True).nth(1).wait_for()  # of the best epoch, not of the last

@@ -105,11 +105,14 @@ def test_the_model_learns(trained):
 
 def test_tensorboard_has_what_the_house_promises(trained):
     tags = trained.tags()
-    for name in ("loss/train", "loss/val", "score/CIDEr", "score/BLEU-4", "learning_rate",
-                 "words_per_second", "gradient_norm", "captions/distinct"):  # fmt: skip
+    for name in ("loss/train", "loss/val", "score/CIDEr", "score/BLEU-4", "best/CIDEr",
+                 "captions/distinct", "learning_rate", "words_per_second", "gradient_norm",
+                 "stage"):  # fmt: skip
         assert name in tags["scalars"]
-    n_val = len(load_corpus(trained.data).splits["val"])
-    assert tags["images"] == [f"captions/{n}" for n in range(1, n_val + 1)]
+    single = [name for name in tags["scalars"] if len(trained.scalars(name)) < 2]
+    assert not single, "charts of one point, in a run of two epochs"
+    val = load_corpus(trained.data).splits["val"]
+    assert tags["images"] == [f"captions/{n} {e.path.name}" for n, e in enumerate(val, start=1)]
     assert any("model card" in tag for tag in tags["tensors"])
     assert any("settings" in tag for tag in tags["tensors"])
     folder = trained.runs / trained.run_name
@@ -455,6 +458,8 @@ def through_all_stages(trained, tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stderr(stderr):
         give_scores(monkeypatch, [1.0, 2.0, 3.0])
         monkeypatch.setattr(checkpoint, "save", save_and_copy)
+        monkeypatch.setattr(cli, "PROGRESS_AFTER", 0.0)  # a line for everything
+        monkeypatch.setattr(cli, "PROGRESS_EVERY", 0.0)
         assert train.main(staged(trained, folder)) == 0
     return Staged(folder, stderr.getvalue(), saves, weights_in(folder / "checkpoints"))
 
@@ -469,6 +474,15 @@ def test_all_stages_train_what_they_should(through_all_stages):
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert {name.split(".")[0] for name in changed} == {"layer3", "layer4"}
     assert not [name for name in changed if "bn" in name], "pretrained BatchNorm moved"
+
+
+def test_all_that_can_take_long_shows_how_far_it_is(through_all_stages):
+    """Validation wrote captions for a minute, and nothing was seen of it."""
+    shown = re.findall(r"^(\D+?)(?: 1/1)?  \d+/\d+ \w+s, ", through_all_stages.stderr, re.M)
+    assert list(dict.fromkeys(shown)) == [
+        *("counting words", "reading pictures", "reading captions", "xe"),
+        *("validating", "captioning", "finetune", "encoding", "scst", "drawing thumbnails"),
+    ]
 
 
 def test_what_no_longer_trains_leaves_no_gradients(trained, tmp_path, monkeypatch):

@@ -129,7 +129,7 @@ def stop_after(step, signal_name="SIGTERM", rank=1):
 
 def do(folder, flags, **options):
     process = start(folder, flags, **options)
-    _, stderr = process.communicate(timeout=300)
+    _, stderr = process.communicate(timeout=900)
     return Done(folder, process.returncode, stderr)
 
 
