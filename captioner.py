@@ -101,11 +101,15 @@ class Captioner:
         pixels = transform(read_image(picture, size=self.image_size), self.image_size)
         return self.describe(pixels.unsqueeze(0))[0][0].text
 
+    def encode(self, pixels: Tensor) -> list[Tensor]:
+        """(N, 3, S, S) uint8 → the features that each model's encoder makes of them, (N, F)."""
+        pixels = pixels.to(self.models[0].device)
+        return [encode(pixels) for encode in self._encoders]
+
     def describe(self, pixels: Tensor) -> list[list[Caption]]:
         """(N, 3, S, S) uint8, as ``pictures.transform`` makes them → captions, best first."""
-        pixels = pixels.to(self.models[0].device)
         with torch.inference_mode():
-            features = [encode(pixels) for encode in self._encoders]  # of each model, (N, F)
+            features = self.encode(pixels)
             familiarity: Sequence[float | None] = [None] * len(pixels)
             if self.familiarity:
                 familiarity = self.familiarity.of_features(features[0]).tolist()

@@ -7,7 +7,7 @@ browse, `--figures folder` pictures for a report. `--compare a.json b.json` comp
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -72,15 +72,23 @@ if __name__ == "__main__":  # before the slow imports
 
 import json
 import logging
+<<<<<<< HEAD
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+=======
 from collections.abc import Sequence
+>>>>>>> origin/main
 from functools import partial
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 import checkpoint
+import explain
 import figures
 import metrics
+from captioner import Captioner
 from checkpoint import Checkpoint
 from cli import UserError, progress
 from compare import compare
@@ -91,6 +99,12 @@ from report import Evaluation, Row, write
 from search import Hypothesis, Search, caption
 from yardsticks import yardsticks
 
+<<<<<<< HEAD
+BATCH_SIZE = 64  # pictures captioned at a time
+N_EXPLAINED = 20  # of the page's captions, the worst
+
+=======
+>>>>>>> origin/main
 log = logging.getLogger(__name__)
 
 
@@ -116,10 +130,11 @@ def evaluate(settings: Settings, given: frozenset[str]) -> int:
     if len(examples) < metrics.FEW:
         log.warning(f"warning: CIDEr means little on fewer than {metrics.FEW} images.")
     evaluation = _score(settings, models[0], corpus, search, examples, found)
+    tokens = [hypotheses[0].tokens for hypotheses in found]
     try:
         _print(evaluation)
     finally:  # a reader that has gone, as in `… | head`, does not cost the files
-        _write(settings, evaluation, models)
+        _write(settings, evaluation, models, tokens)
     is_whole = len(examples) == len(corpus.splits[settings.split])
     return cli.DONE if is_whole else cli.SOME_FAILED
 
@@ -277,14 +292,34 @@ def _print(evaluation: Evaluation) -> None:
     print(f"\n{json.dumps(evaluation.summary())}")
 
 
-def _write(settings: Settings, evaluation: Evaluation, models: Sequence[Checkpoint]) -> None:
+def _write(
+    settings: Settings,
+    evaluation: Evaluation,
+    models: Sequence[Checkpoint],
+    tokens: Sequence[Sequence[int]],
+) -> None:
     """Write the report and draw the figures that were asked for."""
+    if settings.output and settings.output.suffix == ".html":
+        evaluation = replace(evaluation, strips=_strips(evaluation, models, tokens))
     if settings.output:
         write(settings.output, evaluation, separator=settings.csv_separator)
         log.info(f"written to {settings.output}")
     if settings.figures:
         figures.draw(settings.figures, evaluation, _runs(models))
         log.info(f"written to {settings.figures}")
+
+
+def _strips(
+    evaluation: Evaluation, models: Sequence[Checkpoint], tokens: Sequence[Sequence[int]]
+) -> dict[str, Image.Image]:
+    """What each word of the worst captions saw, by the image's name."""
+    rows, captioner = evaluation.rows, Captioner(models)
+    worst = sorted(range(len(rows)), key=lambda i: rows[i].scores["CIDEr"])[:N_EXPLAINED]
+    strips = {}
+    for i in progress(worst, about="hiding parts of pictures", unit="picture"):
+        with suppress(UserError):  # it has gone since
+            strips[rows[i].image] = explain.draw(captioner, evaluation.pictures[i], tokens[i])
+    return strips
 
 
 def _runs(models: Sequence[Checkpoint]) -> list[Path]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cli
+import explain
 import parts
 from captioner import Caption, Captioner
 from cli import UserError
@@ -30,6 +31,7 @@ class Job:
         sidecars: files beside the pictures, if they are wanted.
         batch_size: pictures captioned at a time.
         debug: show where an error of a picture comes from.
+        strip: where what each word of a caption saw is drawn, if it is wanted.
         n_described: pictures that have captions.
         n_failed: pictures that could not be read, or whose sidecar not be written.
         unfamiliar: names of pictures unlike those of the training.
@@ -39,6 +41,7 @@ class Job:
     sidecars: Sidecars | None
     batch_size: int
     debug: bool
+    strip: Path | None = None
     n_described: int = 0
     n_failed: int = 0
     unfamiliar: list[str] = field(default_factory=list)
@@ -59,6 +62,8 @@ class Job:
                 if captions[0].is_unfamiliar:
                     self.unfamiliar.append(one_line(str(source.path)))
                 output.write(source, captions)
+                if self.strip:
+                    explain.write_strip(self.strip, self.captioner, source, captions[0])
                 if self.sidecars:
                     self.sidecars.write(source, [caption.text for caption in captions])
             except UserError as error:

@@ -108,16 +108,23 @@ class Vocabulary:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids → words as people write them: ``a man 's t - shirt`` becomes "a man's t-shirt"."""
-        text, glued = "", True
+        return self.separator.join(text for text, _ in self.group(ids))
+
+    def group(self, ids: Iterable[int]) -> list[tuple[str, list[int]]]:
+        """Ids → words as people write them, each with its ids; special tokens are left out."""
+        groups: list[tuple[str, list[int]]] = []
+        glued = False
         for id_ in ids:
             word = self.words[id_]
             if word in SPECIAL_TOKENS:
                 continue
-            glued = glued or word.startswith("-") or word in CLITICS
-            text += word if glued else self.separator + word
+            if not groups or not (glued or word.startswith("-") or word in CLITICS):
+                groups.append(("", []))
+            text, before = groups.pop()
+            groups.append((text + word, [*before, id_]))
             # After a hyphen, and after an elision as in French "l'homme", no blank follows.
             glued = word == "-" or (len(word) > 1 and word.endswith("'"))
-        return text
+        return groups
 
     @property
     def banned_final_ids(self) -> tuple[int, ...]:

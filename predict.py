@@ -56,7 +56,10 @@ class Settings(cli.SamplingSettings):
     )
     merge: Path | None = option(None, "join the parts in this folder into --output")
     resume: bool = option(False, "go on with --output, if it was begun before")
-    overwrite: bool = option(False, "replace the output file if it exists")
+    explain: Path | None = option(
+        None, "draw what each word of a single picture's caption saw into this .png, .jpg or .webp"
+    )
+    overwrite: bool = option(False, "replace the output file, or that of --explain, if it exists")
     sidecar: str = option(
         "",
         "write a file of this kind beside each picture: txt, caption, xmp",
@@ -93,7 +96,11 @@ class Settings(cli.SamplingSettings):
             raise ValueError(f"--overwrite replaces a file, not {self.output}: remove that folder")
         if self.resume and self.overwrite:
             raise ValueError("--resume goes on with a file that --overwrite would replace")
-        if (self.resume or self.overwrite) and not self.output:
+        if self.explain and self.explain.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+            raise ValueError(f"--explain must end in .png, .jpg or .webp, got {self.explain}")
+        if self.explain and (self.merge or self.resume or self.sidecar):
+            raise ValueError("--explain goes with a new caption: not --merge, --resume, --sidecar")
+        if not self.output and (self.resume or (self.overwrite and not self.explain)):
             raise ValueError(
                 "--resume and --overwrite are of --output; for sidecars see --existing"
             )
@@ -140,6 +147,10 @@ def predict(settings: Settings, given: frozenset[str]) -> int:
         )
         return cli.SOME_FAILED if n_failed else cli.DONE
     pictures, sidecars = Pictures(settings.image, null=settings.null), None
+    if settings.explain and not pictures.is_one:
+        raise cli.UserError("--explain draws the words of one picture: give it a single one.")
+    if settings.explain and settings.explain.exists() and not settings.overwrite:
+        raise cli.UserError(f"{settings.explain} exists: give --overwrite to replace it.")
     if settings.sidecar:
         sidecars = Sidecars(
             settings.sidecar,
@@ -153,7 +164,7 @@ def predict(settings: Settings, given: frozenset[str]) -> int:
     device = distributed.own_device(cli.device(settings.device))
     ensemble = checkpoint.load_ensemble(settings.checkpoint, device)
     captioner = Captioner(ensemble, asked, n_best=settings.n_best, sentence=settings.sentence)
-    job = Job(captioner, sidecars, settings.batch_size, settings.debug)
+    job = Job(captioner, sidecars, settings.batch_size, settings.debug, settings.explain)
     try:
         if settings.output and not settings.output.suffix:
             job.describe_parts(pictures, settings.output, _made(settings, captioner))

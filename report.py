@@ -12,10 +12,12 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
+
+from PIL import Image
 
 from cli import UserError, progress
 from familiarity import UNFAMILIAR
@@ -53,6 +55,7 @@ class Evaluation:
         yardsticks: what the scores are held against.
         rows: one an image.
         pictures: each row's picture.
+        strips: of some images, by name, what each word of the caption saw; on the page only.
     """
 
     settings: Mapping[str, Any]
@@ -61,6 +64,7 @@ class Evaluation:
     yardsticks: Sequence[Yardstick]
     rows: Sequence[Row]
     pictures: Sequence[Path]
+    strips: Mapping[str, Image.Image] = field(default_factory=dict)
 
     @property
     def computed(self) -> list[Yardstick]:
@@ -123,7 +127,9 @@ def _page(e: Evaluation) -> Iterator[str]:
     yield _list({name: f"{value:.1f}" for name, value in e.statistics.items()})
     yield f"<details><summary>Settings</summary>{_list(e.settings)}</details>\n"
     yield f"{_histogram(e.rows)}{_controls(ORDERS)}{CARDS}"
-    yield from map(_card, e.rows, progress(e.pictures, about="writing the report", unit="picture"))
+    shown = progress(e.pictures, about="writing the report", unit="picture")
+    for row, picture in zip(e.rows, shown, strict=True):
+        yield _card(row, picture, e.strips.get(row.image))
     yield foot()
 
 
@@ -265,7 +271,7 @@ def _images(n: int) -> str:
 # ------------------------------------------------------------------------------ the cards
 
 
-def _card(row: Row, picture: Path) -> str:
+def _card(row: Row, picture: Path, strip: Image.Image | None) -> str:
     caption = html.escape(row.caption)
     order = " ".join(f'data-{name.lower()}="{value:.3f}"' for name, value in row.scores.items())
     scores = "".join(f"<span>{name} {value:.1f}</span>" for name, value in row.scores.items())
@@ -276,6 +282,9 @@ def _card(row: Row, picture: Path) -> str:
         f"<ul>{''.join(f'<li>{html.escape(text)}</li>' for text in row.references)}</ul>",
         f"<p class=name>{html.escape(row.image)}</p>",
     ]
+    if strip:
+        shown = f'<img loading=lazy alt="a map for each word" src="{_data_url(strip)}">'
+        parts.append(f"<details><summary>What each word saw</summary>{shown}</details>")
     return f"<article {order}>{''.join(parts)}</article>\n"
 
 
@@ -286,6 +295,10 @@ def _inline(picture: Path | Source) -> str:
     except UserError:
         return "data:,"
     image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return _data_url(image)
+
+
+def _data_url(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -373,7 +386,9 @@ input, select, button { font: inherit; padding: .15rem .4rem }
 #images { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1.2rem }
 article { border: 1px solid var(--line); border-radius: .5rem; overflow: hidden;
   content-visibility: auto; contain-intrinsic-size: auto 26rem }
+article:has([open]) { grid-column: 1 / -1 } article details { margin: 0 .8rem .6rem }
 img { width: 100%; height: 12rem; object-fit: contain; background: var(--line); display: block }
+details img { height: auto; max-width: 70rem }
 h2 { font-size: 1.05rem; margin: .6rem .8rem .2rem }
 .unlike { margin: .2rem .8rem; font-size: .8rem; font-weight: 600; color: #b3500b }
 @media (prefers-color-scheme: dark) { .unlike { color: #ff9f5a } }

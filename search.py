@@ -282,11 +282,15 @@ def _next_log_prob(
     steps = [
         model.step(last.unsqueeze(1), state) for model, state in zip(models, states, strict=True)
     ]
-    log_probs = [F.log_softmax(logits[:, 0].float(), dim=-1) for logits, _ in steps]
-    states = [state for _, state in steps]
-    if len(models) == 1:
-        return log_probs[0], states
-    return torch.stack(log_probs).logsumexp(dim=0) - math.log(len(models)), states
+    return mean_log_prob([logits[:, 0] for logits, _ in steps]), [state for _, state in steps]
+
+
+def mean_log_prob(logits: Sequence[Tensor]) -> Tensor:
+    """Each model's logits, (..., V) → log-probabilities in nats of the mean of probabilities."""
+    log_probs = [F.log_softmax(theirs.float(), dim=-1) for theirs in logits]
+    if len(log_probs) == 1:
+        return log_probs[0]
+    return torch.stack(log_probs).logsumexp(dim=0) - math.log(len(log_probs))
 
 
 def _banned_final(model: ImageCaptioningModel, search: Search) -> Tensor | None:

@@ -438,7 +438,10 @@ def run_all(folder: Path, seen: Seen) -> dict[str, dict[str, float]]:
     import predict
     import search
     import train
+    from captioner import Captioner
+    from explain import grad_cam
     from model import ImageCaptioningModel
+    from pictures import read_image, transform
 
     demo.draw(folder / "data", n_scenes=72, size=32)
     encoder = ImageCaptioningModel(10, encoder="resnet18").encoder
@@ -474,6 +477,10 @@ def run_all(folder: Path, seen: Seen) -> dict[str, dict[str, float]]:
     sampled = ("--temperature", 0.8, "--top-p", 0.9, "--output", folder / "b.csv")
     do(predict, "--image", folder / "data", "--checkpoint", best, *sampled)
     do(evaluate, "--checkpoint", best, last, "--cache", folder / "other")
+    photo = min((folder / "data").rglob("*.png"))
+    do(predict, photo, "--explain", folder / "strip.png", "--checkpoint", best, last)
+    captioner, pixels = Captioner.load(best), transform(read_image(photo), 32)
+    grad_cam(captioner, pixels, captioner.describe(pixels.unsqueeze(0))[0][0].tokens)
     figures["doors"] = counted(seen)
 
     trained = checkpoint.load(best, DEVICE)

@@ -63,16 +63,17 @@ IMPORTS = {  # file → the files of ours it may import
         *("pretrained", "demo", "metrics", "cli", "familiarity", "distributed", "resnet"),
     },
     "captioner": {"checkpoint", "familiarity", "search", "pictures", "cli"},
+    "explain": {"captioner", "search", "model", "resnet", "pictures", "files"},
     "outputs": {"captioner", "report", "pictures", "files", "tables", "cli"},
     "parts": {"inputs", "outputs", "pictures", "distributed", "cli"},
-    "job": {"parts", "captioner", "outputs", "sidecars", "inputs", "pictures", "cli"},
+    "job": {"explain", "parts", "captioner", "outputs", "sidecars", "inputs", "pictures", "cli"},
     "predict": {
         *("job", "parts", "captioner", "outputs", "sidecars", "inputs", "checkpoint", "integrity"),
         *("distributed", "cli"),
     },
     "evaluate": {
         *("checkpoint", "features", "search", "report", "metrics", "corpus", "cli"),
-        *("compare", "figures", "official", "yardsticks"),
+        *("compare", "figures", "official", "yardsticks", "captioner", "explain"),
     },
     "train": {
         *("run", "logs", "checkpoint", "features", "learning", "selfcritical", "loader", "demo"),
@@ -147,6 +148,7 @@ SCRIPTS = {"train", "predict", "evaluate"}
         ("README.fr.md", SCRIPTS),
         ("docs/captioning.md", {"predict"}),
         ("docs/evaluation.md", {"evaluate"}),
+        ("docs/explain.md", {"predict", "train"}),
     ],
 )
 def test_commands_of_the_readme_parse(page, scripts):

@@ -240,3 +240,11 @@ def test_a_model_that_knows_no_familiarity_offers_no_order_by_it(captions_page, 
     tab = open_tab(captions_page([None, None]))
     orders = tab.page.get_by_label("Sort").locator("option").all_inner_texts()
     assert orders == ["as found", "surest first", "least sure first"]
+
+
+def test_what_each_word_saw_stands_in_the_card_of_its_image(tmp_path, picture):
+    strips = {"b.png": Image.new("RGB", (1000, 300))}
+    text = page(tmp_path, [row("a.png"), row("b.png")], [picture] * 2, strips=strips)
+    first, second = text.split("<article")[1:]
+    assert "<details" not in first
+    assert 'alt="a map for each word" src="data:image/jpeg;base64,' in second
