@@ -21,7 +21,7 @@ class Settings(cli.SamplingSettings):
 
     EXAMPLES: ClassVar = (
         "python evaluate.py --split test",
-        "python evaluate.py --checkpoint a.pt b.pt --output report.html --figures figures",
+        "python evaluate.py --output report.html --figures figures",
         "python evaluate.py --compare a.json b.json",
     )
 

@@ -163,7 +163,7 @@ def test_copied_captions_are_counted(trained, tmp_path, capsys, monkeypatch):
     best = checkpoint.load(trained.checkpoints / "best.pt", torch.device("cpu"))
     ids = best.vocabulary.encode(copied)[1:-1]
     hypothesis = evaluate.Hypothesis(ids, -1.0, -1.0, -1.0)
-    monkeypatch.setattr(evaluate, "caption", lambda *_: [[hypothesis]] * 3)
+    monkeypatch.setattr(evaluate, "caption", lambda *_, **__: [[hypothesis]] * 3)
     assert run(trained, tmp_path) == 0
     found = last_line(capsys)
     assert found["copied from training, %"] == 100
@@ -306,6 +306,7 @@ def test_a_reader_that_has_gone_does_not_cost_the_report(trained, tmp_path):
 
 
 def test_progress_of_search_and_scoring_is_told(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("cli.PROGRESS_AFTER", 0)
     monkeypatch.setattr("cli.PROGRESS_EVERY", 0)
     assert run(trained, tmp_path) == 0
     err = capsys.readouterr().err
