@@ -72,12 +72,8 @@ if __name__ == "__main__":  # before the slow imports
 
 import json
 import logging
-<<<<<<< HEAD
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-=======
 from collections.abc import Sequence
->>>>>>> origin/main
+from contextlib import suppress
 from functools import partial
 
 import torch
@@ -99,12 +95,8 @@ from report import Evaluation, Row, write
 from search import Hypothesis, Search, caption
 from yardsticks import yardsticks
 
-<<<<<<< HEAD
-BATCH_SIZE = 64  # pictures captioned at a time
 N_EXPLAINED = 20  # of the page's captions, the worst
 
-=======
->>>>>>> origin/main
 log = logging.getLogger(__name__)
 
 

@@ -24,6 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from captioner import Caption, Captioner
+from cli import UserError
 from files import whole_file
 from model import END, PAD, START, UNK
 from pictures import Source, read_image, transform
@@ -159,7 +160,7 @@ def grad_cam(captioner: Captioner, pixels: Tensor, tokens: Sequence[int]) -> Exp
     layer = max(fine, default=2)
     maps, features = [], []
     for model in captioner.models:
-        images = model.normalise(pixels.unsqueeze(0).to(model.device))
+        images = (pixels.to(model.device) - model.pixel_mean) / model.pixel_std  # (1, 3, S, S)
         given = FoldedResNet(model.encoder, torch.float32, layer)(images).requires_grad_()
         maps.append(given)  # (1, C, s, s)
         features.append(model.encoder.run_layers(given, first=layer))  # (1, F)
@@ -242,11 +243,26 @@ def _explanation(
 
 # ------------------------------------------------------------------------------- the strip
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 COLUMNS = 5  # tiles in a row
 TILE, TALLEST = 200, 300  # pixels: a tile's width, and the most of its height
 MARGIN, HEAD, LEGEND = 16, 46, 66  # around a tile; above it, for its word and number; at the foot
 LEAST_SCALE = 0.5  # nats: a finer scale would paint what nobody needs to know
 FALLS, RISES = (240, 90, 0), (30, 90, 240)  # colours of a word that falls, or rises, by hiding
+
+
+def check(path: Path, *, is_one: bool, overwrite: bool) -> None:
+    """Before the work begins: whether a strip can be drawn into this file.
+
+    Raises:
+        UserError: not a single picture, no format for it, or a file that is not to be replaced.
+    """
+    if not is_one:
+        raise UserError("--explain draws the words of one picture: give it a single one.")
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"--explain must end in {', '.join(SUFFIXES)}, got {path}.")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists: give --overwrite to replace it.")
 
 
 def write_strip(path: Path, captioner: Captioner, source: Source, caption: Caption) -> None:

@@ -223,7 +223,7 @@ class ImageCaptioningModel(nn.Module):
         frozen = FoldedResNet(self.encoder, dtype, n_frozen) if n_frozen else None
 
         def encode(pixels: Tensor) -> Tensor:
-            maps = self.normalise(pixels)
+            maps = pixels.float().sub_(self.pixel_mean).div_(self.pixel_std)  # (N, 3, S, S)
             if frozen:
                 maps = frozen(maps)
             if trained_layers:
@@ -232,10 +232,6 @@ class ImageCaptioningModel(nn.Module):
             return maps.float()  # (N, F)
 
         return encode
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """(N, 3, S, S) uint8 → what the encoder takes, float32."""
-        return pixels.float().sub_(self.pixel_mean).div_(self.pixel_std)
 
     def project(self, features: Tensor) -> Tensor:
         """Project pooled features into the word-embedding space: (N, F) → (N, E)."""

@@ -96,8 +96,6 @@ class Settings(cli.SamplingSettings):
             raise ValueError(f"--overwrite replaces a file, not {self.output}: remove that folder")
         if self.resume and self.overwrite:
             raise ValueError("--resume goes on with a file that --overwrite would replace")
-        if self.explain and self.explain.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-            raise ValueError(f"--explain must end in .png, .jpg or .webp, got {self.explain}")
         if self.explain and (self.merge or self.resume or self.sidecar):
             raise ValueError("--explain goes with a new caption: not --merge, --resume, --sidecar")
         if not self.output and (self.resume or (self.overwrite and not self.explain)):
@@ -120,6 +118,7 @@ from contextlib import contextmanager
 
 import checkpoint
 import distributed
+import explain
 import integrity
 import parts
 from captioner import Captioner
@@ -147,10 +146,8 @@ def predict(settings: Settings, given: frozenset[str]) -> int:
         )
         return cli.SOME_FAILED if n_failed else cli.DONE
     pictures, sidecars = Pictures(settings.image, null=settings.null), None
-    if settings.explain and not pictures.is_one:
-        raise cli.UserError("--explain draws the words of one picture: give it a single one.")
-    if settings.explain and settings.explain.exists() and not settings.overwrite:
-        raise cli.UserError(f"{settings.explain} exists: give --overwrite to replace it.")
+    if settings.explain:
+        explain.check(settings.explain, is_one=pictures.is_one, overwrite=settings.overwrite)
     if settings.sidecar:
         sidecars = Sidecars(
             settings.sidecar,

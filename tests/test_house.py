@@ -63,13 +63,13 @@ IMPORTS = {  # file → the files of ours it may import
         *("pretrained", "demo", "metrics", "cli", "familiarity", "distributed", "resnet"),
     },
     "captioner": {"checkpoint", "familiarity", "search", "pictures", "cli"},
-    "explain": {"captioner", "search", "model", "resnet", "pictures", "files"},
+    "explain": {"captioner", "search", "model", "resnet", "pictures", "files", "cli"},
     "outputs": {"captioner", "report", "pictures", "files", "tables", "cli"},
     "parts": {"inputs", "outputs", "pictures", "distributed", "cli"},
     "job": {"explain", "parts", "captioner", "outputs", "sidecars", "inputs", "pictures", "cli"},
     "predict": {
         *("job", "parts", "captioner", "outputs", "sidecars", "inputs", "checkpoint", "integrity"),
-        *("distributed", "cli"),
+        *("distributed", "explain", "cli"),
     },
     "evaluate": {
         *("checkpoint", "features", "search", "report", "metrics", "corpus", "cli"),
