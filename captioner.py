@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
@@ -27,7 +28,7 @@ from checkpoint import Checkpoint
 from cli import UserError
 from familiarity import UNFAMILIAR
 from pictures import Source, read_image, read_pictures, transform
-from search import Hypothesis, caption
+from search import Hypothesis, Search, caption
 
 _AS_TRAINED: Mapping[str, Any] = MappingProxyType({})
 
@@ -78,9 +79,9 @@ class Captioner:
         self.models = [trained.model for trained in ensemble]
         self.vocabulary, self.image_size = ensemble[0].vocabulary, ensemble[0].image_size
         self.familiarity = ensemble[0].familiarity
-        search = ensemble[0].search(asked)
-        self.search = replace(search, beam_size=max(search.beam_size, n_best))
+        self._search = ensemble[0].search
         self.n_best, self.sentence = n_best, sentence
+        self.search = self._search_for(asked)
         self._encoders = [model.make_encoder() for model in self.models]
 
     @classmethod
@@ -92,6 +93,17 @@ class Captioner:
         """
         return cls(checkpoint.load_ensemble([*map(Path, paths)], cli.device(device)), asked)
 
+    def with_search(self, asked: Mapping[str, Any], *, n_best: int) -> Captioner:
+        """The same model, searching for captions in another way; shares all memory."""
+        other = copy(self)
+        other.n_best = n_best
+        other.search = other._search_for(asked)
+        return other
+
+    def _search_for(self, asked: Mapping[str, Any]) -> Search:
+        search = self._search(asked)
+        return replace(search, beam_size=max(search.beam_size, self.n_best))
+
     def caption(self, picture: str | Path | IO[bytes]) -> str:
         """The best caption of a picture: a path or an open file.
 
@@ -101,6 +113,7 @@ class Captioner:
         pixels = transform(read_image(picture, size=self.image_size), self.image_size)
         return self.describe(pixels.unsqueeze(0))[0][0].text
 
+    @torch.inference_mode()
     def encode(self, pixels: Tensor) -> list[Tensor]:
         """(N, 3, S, S) uint8 → the features that each model's encoder makes of them, (N, F)."""
         pixels = pixels.to(self.models[0].device)
@@ -108,12 +121,16 @@ class Captioner:
 
     def describe(self, pixels: Tensor) -> list[list[Caption]]:
         """(N, 3, S, S) uint8, as ``pictures.transform`` makes them → captions, best first."""
-        with torch.inference_mode():
-            features = self.encode(pixels)
-            familiarity: Sequence[float | None] = [None] * len(pixels)
-            if self.familiarity:
-                familiarity = self.familiarity.of_features(features[0]).tolist()
-        found = caption(self.models, features, self.search, batch_size=len(pixels))
+        return self.describe_features(self.encode(pixels))
+
+    @torch.inference_mode()
+    def describe_features(self, features: Sequence[Tensor]) -> list[list[Caption]]:
+        """What ``encode`` made of N pictures → captions of each, best first."""
+        n_pictures = len(features[0])
+        familiarity: Sequence[float | None] = [None] * n_pictures
+        if self.familiarity:
+            familiarity = self.familiarity.of_features(features[0]).tolist()
+        found = caption(self.models, features, self.search, batch_size=n_pictures)
         return [
             [self._caption(hypothesis, familiar) for hypothesis in hypotheses[: self.n_best]]
             for hypotheses, familiar in zip(found, familiarity, strict=True)
