@@ -43,6 +43,9 @@ class Settings(cli.SamplingSettings):
         "of .csv; semicolon: for spreadsheets with decimal commas",
         choices=("comma", "semicolon", "tab"),
     )
+    explain: int = option(
+        20, "of the worst captions .html shows what each word saw; 0: none, quicker", at_least=0
+    )
     figures: Path | None = option(
         None, "folder for figures: curves, pictures, distribution of scores"
     )
@@ -94,8 +97,6 @@ from official import official
 from report import Evaluation, Row, write
 from search import Hypothesis, Search, caption
 from yardsticks import yardsticks
-
-N_EXPLAINED = 20  # of the page's captions, the worst
 
 log = logging.getLogger(__name__)
 
@@ -292,7 +293,9 @@ def _write(
 ) -> None:
     """Write the report and draw the figures that were asked for."""
     if settings.output and settings.output.suffix == ".html":
-        evaluation = replace(evaluation, strips=_strips(evaluation, models, tokens))
+        evaluation = replace(
+            evaluation, strips=_strips(evaluation, models, tokens, settings.explain)
+        )
     if settings.output:
         write(settings.output, evaluation, separator=settings.csv_separator)
         log.info(f"written to {settings.output}")
@@ -302,11 +305,14 @@ def _write(
 
 
 def _strips(
-    evaluation: Evaluation, models: Sequence[Checkpoint], tokens: Sequence[Sequence[int]]
+    evaluation: Evaluation,
+    models: Sequence[Checkpoint],
+    tokens: Sequence[Sequence[int]],
+    n_worst: int,
 ) -> dict[str, Image.Image]:
     """What each word of the worst captions saw, by the image's name."""
     rows, captioner = evaluation.rows, Captioner(models)
-    worst = sorted(range(len(rows)), key=lambda i: rows[i].scores["CIDEr"])[:N_EXPLAINED]
+    worst = sorted(range(len(rows)), key=lambda i: rows[i].scores["CIDEr"])[:n_worst]
     strips = {}
     for i in progress(worst, about="hiding parts of pictures", unit="picture"):
         with suppress(UserError):  # it has gone since

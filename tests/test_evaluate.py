@@ -182,7 +182,8 @@ def test_the_page_holds_pictures_captions_references_and_scores(trained, tmp_pat
     assert not re.findall(r'(?:src|href)="(?!data:)', text), "a page that needs other files"
     assert run(trained, tmp_path, "--output", page) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert run(trained, tmp_path, "--output", page, "--overwrite") == 0
+    assert run(trained, tmp_path, "--output", page, "--overwrite", "--explain", 1) == 0
+    assert page.read_text(encoding="utf-8").count("What each word saw") == 1
 
 
 def test_json_has_everything_per_image(trained, tmp_path, capsys):
