@@ -268,7 +268,7 @@ def _print(evaluation: Evaluation) -> None:
     if asked["temperature"]:
         way = f"sampled at temperature {asked['temperature']:g}"
     for yardstick in evaluation.computed:
-        log.info(f"{yardstick.name}: {yardstick.meaning}")
+        log.info(f"{yardstick.name:<12}{yardstick.meaning.partition('. ')[0]}")  # all: in .html
     print(f"{asked['checkpoint']} on {asked['images']:,} {asked['split']} images, {way}\n")
     width = max(map(len, statistics))
     columns = {"ours": evaluation.scores, **{y.name: y.scores for y in evaluation.computed}}
