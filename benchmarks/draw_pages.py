@@ -31,7 +31,7 @@ WIDE = {"width": 1120, "height": 1000}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "checkpoints/demo/best.pt")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs/image_captioning")
+    parser.add_argument("--runs", type=Path, default=Path("runs/image_captioning"))
     parser.add_argument("--output", type=Path, default=ROOT / "docs", help="folder")
     args = parser.parse_args()
 
@@ -99,7 +99,7 @@ def draw_tensorboard(page, runs: Path, output: Path) -> None:
 def running(command: list) -> Iterator[subprocess.Popen]:
     """A server that is ended afterwards."""
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT
     ) as process:
         try:
             yield process
