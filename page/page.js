@@ -121,7 +121,7 @@ class Card {
     let end = 0;  // of what stands in the caption already
     words.forEach((word, i) => {
       const start = word.text ? text.indexOf(word.text, end) : end;
-      parts.push(word.text ? text.slice(end, start) : '\u00a0');  // no end on a line of its own
+      parts.push(word.text ? text.slice(end, start) : ' ');
       end = start + word.text.length;
       const button = make('button', word.text || 'end', { type: 'button', tabIndex: i ? -1 : 0 });
       button.className = word.text ? 'word' : 'word end';
@@ -129,7 +129,9 @@ class Card {
       button.onclick = button.onfocus = button.onpointerenter = () => this.select(i);
       parts.push(button);
     });
-    this.find('.caption').replaceChildren(...parts);
+    const tail = make('span', '', { className: 'tail' });  // no end on a line of its own
+    tail.append(...parts.splice(-3));
+    this.find('.caption').replaceChildren(...parts, tail);
     this.word = 0;
     this.find('.rivals').replaceChildren(make('li',
       'Point at a word, or use the arrow keys, to see what else it could have been.'));
