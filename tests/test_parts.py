@@ -37,6 +37,7 @@ def run_of(monkeypatch, rank, n_processes, trained, *flags):
     with monkeypatch.context() as environment:
         environment.setenv("RANK", str(rank))
         environment.setenv("WORLD_SIZE", str(n_processes))
+        environment.delenv("OMP_NUM_THREADS", raising=False)  # 1 would change the threads here
         return run(trained, *flags)
 
 
