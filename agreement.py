@@ -94,11 +94,15 @@ def until_stopped(batches: Iterable[T], gradients: Gradients) -> Iterator[T]:
         return
     every = 1 if gradients.flat.device.type == "cpu" else STEPS_BETWEEN_CHECKS
     with cli.finish_before_stopping() as gradients.caught:
-        for step, batch in enumerate(batches, start=1):
-            yield batch
-            if step % every == 0 and gradients.extra[2] > 0:
-                gradients.caught[:] = gradients.caught or [signal.SIGTERM]
-                return
+        try:
+            for step, batch in enumerate(batches, start=1):
+                yield batch
+                if step % every == 0 and gradients.extra[2] > 0:
+                    gradients.caught[:] = gradients.caught or [signal.SIGTERM]
+                    return
+        except GeneratorExit:  # the step ended in an error, which goes first
+            gradients.caught.clear()
+            raise
 
 
 def held_by_first(folder: Path) -> AbstractContextManager[object]:

@@ -1,12 +1,12 @@
 """Several processes as one: ``torchrun --nproc-per-node N train.py``.
 
-All take their parts of each batch of one plan. Gradients of sums, divided by the words of the whole
-batch, are added: N train what one trains. (The mean of their means would weigh words unequally.)
-The first alone writes. With one process nothing here costs anything.
+All take their parts of each batch. Gradients of sums, divided by the words of the whole batch, are
+added: N train what one trains. (A mean of means would weigh words unequally.) The first writes.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import socket
@@ -24,7 +24,6 @@ import cli
 
 T = TypeVar("T")
 S = TypeVar("S", Tensor, np.ndarray, list[Any], range)
-
 TIMEOUT = float(os.environ.get("DISTRIBUTED_TIMEOUT", 1800))  # seconds; encoding takes long
 rank, size = 0, 1  # of this process, of the group
 restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
@@ -69,6 +68,7 @@ def start(device: torch.device) -> torch.device:
         store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
         store = dist.PrefixStore(attempt, store)
         dist.init_process_group(backend, None, timeout, size, rank, store)
+        atexit.register(dist.destroy_process_group)  # else its threads abort the process
         restarts = max(everyones(restarts))  # each machine counts its own
     if rank:
         logging.getLogger().setLevel(logging.ERROR)
@@ -76,13 +76,15 @@ def start(device: torch.device) -> torch.device:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _explained(caught: Sequence[int] = ()) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # what torch.distributed raises
+        if caught:  # told to stop, as the other was
+            raise SystemExit(128 + caught[0]) from error
         raise VanishedError(
-            f"process {rank} on {socket.gethostname()} lost another, which has ended or did not "
-            f"answer for {TIMEOUT:,.0f} seconds: look for what it said, then give --resume."
+            f"process {rank} on {socket.gethostname()} lost another, which ended or did not answer "
+            f"for {TIMEOUT:,.0f} seconds: look for what it said, then give --resume."
         ) from error
 
 
@@ -141,7 +143,7 @@ class Gradients:
         """Add the gradients of all processes, and these losses, which are returned."""
         if size > 1:
             self.extra[0], self.extra[1], self.extra[2] = mean.detach(), total, len(self.caught)
-            with _explained():
+            with _explained(self.caught):
                 dist.all_reduce(self.flat)
             mean, total, _ = self.extra.clone()
         return mean, total

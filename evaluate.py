@@ -66,6 +66,8 @@ class Settings(cli.SamplingSettings):
             raise ValueError(f"--output must end in .html, .json or .csv, got {self.output}")
         if self.csv_separator != "comma" and not (self.output and self.output.suffix == ".csv"):
             raise ValueError("--csv-separator is for --output report.csv")
+        if self.explain != 20 and not (self.output and self.output.suffix == ".html"):
+            raise ValueError("--explain is for --output report.html")
         if len(self.compare) not in (0, 2):
             raise ValueError(f"--compare takes two reports, got {len(self.compare)}")
 
@@ -145,6 +147,8 @@ def _check_output(settings: Settings) -> None:
     """Before the work begins: nothing is written over, and what is needed is installed."""
     if settings.figures:
         figures.require()
+        if settings.figures.is_file():
+            raise UserError(f"{settings.figures} is a file: name a folder for --figures.")
     wanted = [settings.output] if settings.output else []
     wanted += figures.files(settings.figures) if settings.figures else []
     for path in wanted:
@@ -268,7 +272,7 @@ def _print(evaluation: Evaluation) -> None:
     if asked["temperature"]:
         way = f"sampled at temperature {asked['temperature']:g}"
     for yardstick in evaluation.computed:
-        log.info(f"{yardstick.name:<12}{yardstick.meaning.partition('. ')[0]}")  # all: in .html
+        log.info(f"{yardstick.name:<14}{yardstick.meaning.partition('. ')[0]}")  # all: in .html
     print(f"{asked['checkpoint']} on {asked['images']:,} {asked['split']} images, {way}\n")
     width = max(map(len, statistics))
     columns = {"ours": evaluation.scores, **{y.name: y.scores for y in evaluation.computed}}

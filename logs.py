@@ -143,11 +143,14 @@ def closing_lines(
     best = state.best_scores.items()
     scores = "  ".join(f"{name} {value:.1f}" for name, value in best if name != "loss")
     which = "" if path == Path("checkpoints/best.pt") else f"--checkpoint {path} "
+    which_epoch = state.best_epoch
+    if which_epoch.startswith("epoch 0 "):
+        which_epoch = "the model of --init as it was: no epoch was better"
     more = ""
     if not settings["finetune_epochs"] and not settings["scst_epochs"] and not settings["demo"]:
         more = f"better      {resume_command(settings)} --finetune-epochs 6 --scst-epochs 3\n"
     return (
-        f"\nbest        {path}, {state.best_epoch}\n"
+        f"\nbest        {path}, {which_epoch}\n"
         f"scores      {scores}\n"
         f"            on {len(val_examples):,} validation images, beam {settings['beam_size']}\n"
         f"try it      python predict.py {which}--image {val_examples[-1].path}\n"

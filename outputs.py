@@ -205,7 +205,7 @@ class CaptionsFile:
         self, path: Path, made: Mapping[str, Any], *, separator: str, resume: bool, overwrite: bool
     ) -> None:
         """Begin, or go on with what is there; as ``captions_file``."""
-        self.path, self.made = path, made
+        self.path, self.made, self.may_resume = path, made, resume
         self.part = path.with_name(f"{path.name}.part")
         self.format = _format(path, separator)
         self.facts: dict[str, Any] = {}
@@ -301,7 +301,7 @@ class CaptionsFile:
         if self.n_pictures:
             log.info(
                 f"stopped: {self.n_pictures:,} pictures are in {self.part}. Go on with the same "
-                "command and --resume."
+                f"command{'' if self.may_resume else ' and --resume'}."
             )
             return
         for path in (self.part, record_of(self.part)):

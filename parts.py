@@ -27,7 +27,9 @@ from pictures import Source, one_line
 
 log = logging.getLogger(__name__)
 
-BLOCK = 12_800  # pictures of a part, unless an archive is one: whole batches of any usual size
+# Pictures of a part, unless an archive is one: whole batches of any usual size. The first parts are
+# small, so that processes share small folders too; more of them would be too many files.
+FEW, N_SMALL, BLOCK = 1_280, 16, 12_800
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def parts(pictures: Pictures, folder: Path) -> Iterator[Part]:
 
 def _blocks(pictures: Pictures) -> Iterator[Archive | list[Source]]:
     block: list[Source] = []
+    n_blocks = 0
     for found in pictures.with_archives():
         if isinstance(found, Archive):
             if block:  # parts keep the order of the pictures
@@ -94,9 +97,9 @@ def _blocks(pictures: Pictures) -> Iterator[Archive | list[Source]]:
             yield found
             continue
         block.append(found)
-        if len(block) == BLOCK:
+        if len(block) == (BLOCK if n_blocks >= N_SMALL else FEW):
             yield block
-            block = []
+            block, n_blocks = [], n_blocks + 1
     if block:
         yield block
 
@@ -115,8 +118,9 @@ def of_this_process(pictures: Pictures, folder: Path, made: Mapping[str, Any]) -
     rank, n_processes = distributed.place()
     for path in recorded(folder):
         check_record(path, made)
-    n_whole = 0
+    n_whole = n_parts = 0
     for part in parts(pictures, folder):
+        n_parts += 1
         if part.number % n_processes != rank:
             continue
         if part.path.exists():
@@ -125,7 +129,9 @@ def of_this_process(pictures: Pictures, folder: Path, made: Mapping[str, Any]) -
             continue
         yield part
     if n_whole:
-        log.info(f"resumed     {folder}, where {n_whole:,} parts were whole")
+        log.info(f"resumed     {folder}, of which {n_whole:,} of {n_parts:,} parts were whole")
+    if rank == 0 and n_parts < n_processes:
+        log.info(f"parts       {n_parts}: of {n_processes} processes the others had nothing to do")
 
 
 # ---------------------------------------------------------------------------------- merge
@@ -151,7 +157,9 @@ def merge(folder: Path, output: Path, *, separator: str, overwrite: bool) -> int
             if joined.n_pictures - n_before != record["n_pictures"]:
                 raise UserError(f"{path} was changed since it was written: caption it again.")
     log.info(f"parts       {len(records):,}, all there and in order")
-    return sum(record["n_failed"] for _, record in records)
+    if n_failed := sum(record["n_failed"] for _, record in records):
+        log.warning(f"{n_failed:,} pictures could not be described: predict.py said why")
+    return n_failed
 
 
 def _records(folder: Path) -> list[tuple[Path, dict[str, Any]]]:

@@ -80,7 +80,9 @@ class Settings(cli.SamplingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.merge and not self.output:
-            raise ValueError("--merge needs an --output: give a .csv, .jsonl or .parquet file")
+            raise ValueError(
+                "--merge needs an --output: a .csv, .jsonl, .html or .parquet file"
+            )
         if not self.image and not self.merge:
             raise ValueError(
                 "which picture? Give path/to/picture.jpg or a folder, before flags or by --image"
@@ -145,6 +147,9 @@ def predict(settings: Settings, given: frozenset[str]) -> int:
             overwrite=settings.overwrite,
         )
         return cli.SOME_FAILED if n_failed else cli.DONE
+    _, n_processes = distributed.place()
+    if n_processes > 1 and (settings.explain or not settings.output or settings.output.suffix):
+        raise cli.UserError("several processes share a folder: give --output captions/, no file.")
     pictures, sidecars = Pictures(settings.image, null=settings.null), None
     if settings.explain:
         explain.check(settings.explain, is_one=pictures.is_one, overwrite=settings.overwrite)

@@ -340,8 +340,8 @@ def stages_left(stages: list[Stage], last: Checkpoint | None) -> tuple[list[Stag
     if distributed.size > 1 and stages[0].trained_layers == ALL_LAYERS:
         raise UserError(
             f"{distributed.size} processes cannot train an encoder from scratch: its BatchNorm "
-            "takes the statistics of a whole batch, of which each has a part. Train it without "
-            "torchrun, or give --encoder-weights (the demo has none)."
+            "takes the statistics of a whole batch, of which each has a part. Train it, and what "
+            "is begun from it by --init, as the demo, without torchrun."
         )
     return stages, state
 

@@ -42,31 +42,21 @@ def alone(data, tmp_path_factory):
     return do(folder, flags_of(data, folder), n=1)
 
 
-def test_several_processes_train_what_one_trains(tmp_path):
-    """Fifty steps of each stage; in float64, since rounding grows where an encoder learns."""
-    scenes = draw(tmp_path / "scenes", n_scenes=230)
-    stages = {"finetune_epochs": 1, "finetune_layers": 1, "scst_epochs": 1}
+def test_several_processes_train_what_one_trains(data, tmp_path):
+    """All stages; in float64, since rounding grows where an encoder learns.
+
+    A batch of two images leaves one of three processes without a part. benchmarks/processes.py
+    takes more steps, in float32 too.
+    """
+    changed = {"batch_size": 10, "finetune_epochs": 1, "finetune_layers": 1, "scst_epochs": 1}
     one, *others = (
-        do(tmp_path / str(n), flags_of(scenes, tmp_path / str(n), **stages), n=n, float64=True)
+        do(tmp_path / str(n), flags_of(data, tmp_path / str(n), **changed), n=n, float64=True)
         for n in (1, 2, 3)
     )
-    assert all(len(one.losses(stage)) >= 50 for stage in ("xe", "finetune", "scst"))
+    assert all(len(one.losses(stage)) >= 25 for stage in ("xe", "finetune", "scst"))
     for other in others:
         assert_same_training(other, one, within=1e-9)
         assert other.stderr.count("xe 1/1  loss") == 1  # the others are silent
-
-
-def test_a_process_without_a_part_of_a_batch_takes_part_in_the_sum(data, tmp_path):
-    """Batches of a single image leave the others nothing."""
-    rows = (data / "results.csv").read_text().splitlines()
-    (data / "few.csv").write_text("\n".join(rows[: 1 + 5 * 8]))
-    changed = {"finetune_epochs": 1, "finetune_layers": 1, "scst_epochs": 1}
-    changed |= {"batch_size": 5, "captions": "few.csv"}
-    one, two = (
-        do(tmp_path / str(n), flags_of(data, tmp_path / str(n), **changed), n=n, float64=True)
-        for n in (1, 2)
-    )
-    assert_same_training(two, one, within=1e-9)
 
 
 def test_resume_with_another_number_of_processes(data, tmp_path, alone):

@@ -70,6 +70,8 @@ def test_a_model_is_never_scored_against_a_models_captions(trained, tmp_path, ca
         (["--top-p", "0.9"], "give --temperature too"),
         (["--output", "report.pdf"], "must end in .html, .json or .csv"),
         (["--csv-separator", "tab"], "--csv-separator is for --output report.csv"),
+        (["--explain", "3", "--output", "a.csv"], "--explain is for --output report.html"),
+        (["--figures", __file__], "is a file: name a folder for --figures"),
         (["--compare", "a.json"], "--compare takes two reports, got 1"),
     ],
 )

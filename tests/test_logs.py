@@ -310,3 +310,11 @@ def test_the_table_of_runs_begins_with_what_differs_and_the_best_score(tensorboa
     assert set(settings) == set(logs.COMPARED)
     assert lines[lines.index("Metrics") + 1] == "best/CIDEr"
     page.get_by_text("50.000", exact=True).nth(1).wait_for()  # of the best epoch, not of the last
+
+
+def test_a_training_that_was_no_better_says_so():
+    state = TrainState("xe", best_epoch="epoch 0 of 2 (xe)", best_scores={"CIDEr": 60.0})
+    settings = {"checkpoints": "c", "runs": "r", "beam_size": 3, "demo": True}
+    settings |= {"finetune_epochs": 0, "scst_epochs": 0}
+    text = logs.closing_lines(settings, state, [Example("a.jpg", Path("a.jpg"), ["a dog"])])
+    assert "best        c/best.pt, the model of --init as it was: no epoch was better" in text

@@ -7,6 +7,7 @@ import pytest
 
 import parts
 import predict
+from inputs import Pictures
 
 N_PICTURES = 11
 
@@ -15,7 +16,7 @@ N_PICTURES = 11
 def folder(trained, tmp_path, monkeypatch):
     """Pictures in parts of three, one of which cannot be read; the current folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(parts, "BLOCK", 3)
+    monkeypatch.setattr(parts, "FEW", 3)
     sources = sorted((trained.data / "flickr30k_images").glob("*.png"))
     Path("photos").mkdir()
     for n in range(N_PICTURES):
@@ -82,7 +83,7 @@ def test_any_number_of_processes_goes_on_with_what_is_there(
     assert "the last parts of out are missing" in capsys.readouterr().err
     for rank in range(3):
         assert run_of(monkeypatch, rank, 3, trained, *flags) == 0
-    assert "1 parts were whole" in capsys.readouterr().err
+    assert "of which 1 of" in capsys.readouterr().err
     assert merged(trained) == at_once(trained, folder)
 
 
@@ -164,3 +165,22 @@ def test_what_does_not_fit_together_is_not_joined(trained, folder, capsys, damag
 def test_flags_that_do_not_fit_are_refused(trained, capsys, flags, message):
     assert run(trained, *flags) == 2
     assert message in capsys.readouterr().err
+
+
+def test_several_processes_need_a_folder(trained, folder, monkeypatch, capsys):
+    """Each would write the same file."""
+    for flags in (["--output", "a.csv"], [], ["--sidecar", "txt"]):
+        assert run_of(monkeypatch, 1, 2, trained, folder, *flags) == 2
+        assert "several processes share a folder: give --output" in capsys.readouterr().err
+
+
+def test_first_parts_are_small(trained, folder, monkeypatch, capsys):
+    """So that processes share a small folder too; who has no part is told of."""
+    monkeypatch.setattr(parts, "FEW", 1)
+    monkeypatch.setattr(parts, "N_SMALL", 2)
+    pictures = sorted(str(path) for path in folder.rglob("*.png"))
+    assert len(pictures) > 3
+    sizes = [len(list(part.sources)) for part in parts.parts(Pictures(pictures), folder)]
+    assert sizes == [1, 1, len(pictures) - 2]
+    assert run_of(monkeypatch, 0, 9, trained, *pictures, "--output", "out") == 0
+    assert "parts       3: of 9 processes the others had nothing to do" in capsys.readouterr().err
