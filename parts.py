@@ -32,6 +32,12 @@ log = logging.getLogger(__name__)
 FEW, N_SMALL, BLOCK = 1_280, 16, 12_800
 
 
+def require_folder(output: Path | None) -> None:
+    """Refuse anything but a folder as the output of several processes: all would write it."""
+    if distributed.place()[1] > 1 and (not output or output.suffix):
+        raise UserError("several processes share a folder: give --output captions/, no file.")
+
+
 @dataclass(frozen=True)
 class Part:
     """Pictures that one process captions into one file.

@@ -147,9 +147,7 @@ def predict(settings: Settings, given: frozenset[str]) -> int:
             overwrite=settings.overwrite,
         )
         return cli.SOME_FAILED if n_failed else cli.DONE
-    _, n_processes = distributed.place()
-    if n_processes > 1 and (settings.explain or not settings.output or settings.output.suffix):
-        raise cli.UserError("several processes share a folder: give --output captions/, no file.")
+    parts.require_folder(settings.output)
     pictures, sidecars = Pictures(settings.image, null=settings.null), None
     if settings.explain:
         explain.check(settings.explain, is_one=pictures.is_one, overwrite=settings.overwrite)
