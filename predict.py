@@ -80,9 +80,7 @@ class Settings(cli.SamplingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.merge and not self.output:
-            raise ValueError(
-                "--merge needs an --output: a .csv, .jsonl, .html or .parquet file"
-            )
+            raise ValueError("--merge needs an --output: a .csv, .jsonl, .html or .parquet file")
         if not self.image and not self.merge:
             raise ValueError(
                 "which picture? Give path/to/picture.jpg or a folder, before flags or by --image"
