@@ -147,15 +147,19 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
             raise (watched.error or error) from None
 
 
-def load(path: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
+def load(
+    path: Path | str, device: torch.device | str = "cpu", *, flag: str = "--checkpoint"
+) -> Checkpoint:
     """Read a checkpoint and build its model on a device, in eval mode.
+
+    ``flag`` is the one that names it, for the message if it is missing.
 
     Raises:
         UserError: there is no such file, it is no checkpoint, damaged, or of another format.
             Damaged is also one whose parts do not fit together, or whose weights are not numbers.
     """
     path = Path(path)
-    content = _read(path)
+    content = _read(path, flag)
     with _explained(path):
         if not all(isinstance(content[part], dict) for part in PARTS):
             raise ValueError("a part of it is of another kind")
@@ -303,7 +307,7 @@ def load_ensemble(paths: Sequence[Path], device: torch.device) -> list[Checkpoin
     return models
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, flag: str = "--checkpoint") -> dict[str, Any]:
     """The content of a checkpoint of this version's format, of which nothing else is known."""
     if path.is_dir():
         raise UserError(
@@ -313,10 +317,10 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         where = "" if path.is_absolute() else f" in {Path.cwd()}"
         others = sorted(path.parent.glob(f"*/{path.name}"), key=lambda p: p.stat().st_mtime)
-        hint = f" There is {others[-1]}." if others else ""
+        other = f"give {flag} {others[-1]}" if others else "name another"
         raise UserError(
             f"no checkpoint {path}{where}: train one by `python train.py` (--demo needs no data), "
-            f"or name another.{hint}"
+            f"or {other}."
         )
     try:
         content = integrity.read(path)

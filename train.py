@@ -415,7 +415,7 @@ def starting_point(
         resumed = replace(resumed, checkpoints=settings.checkpoints, device=settings.device)
         return resumed, last, None
     if settings.init:
-        init = checkpoint.load(settings.init, device)
+        init = checkpoint.load(settings.init, device, flag="--init")
         return inherited_settings(settings, given, init.settings, settings.init), None, init
     if settings.encoder not in BLOCKS_PER_LAYER:
         known = ", ".join(BLOCKS_PER_LAYER)

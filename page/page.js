@@ -6,8 +6,10 @@ const form = $('settings'), list = $('cards'), dialog = $('camera-dialog');
 const about = await (await fetch('model')).json();  // what the server says of itself
 const cards = [];  // in the order they were given
 const given = { camera: 0, pasted: 0 };  // pictures without a name
-let waiting = [], isWorking = false, stopper = new AbortController();
+const round = new Set();  // the cards of which the last line of the status tells
+let held = [], waiting = [], isWorking = false, stopper = new AbortController();
 
+const LARGEST = [300, 352];  // pixels to which a small picture is enlarged: width, height
 const FALLS = '240 90 0', RISES = '30 90 240';  // as explain.py paints them
 
 const say = text => { $('status').textContent = text; };
@@ -21,6 +23,8 @@ function make(tag, text, properties = {}) {
   return element;
 }
 
+const isStop = error => error.name == 'AbortError';  // while it is sent, or the answer is read
+
 async function ask(path, parameters, file) {  // the answer, or an error that says what is wrong
   if (file.size > about.largest_upload) {
     throw new Error(`it is larger than ${about.largest_upload / 2 ** 20} MB: make it smaller.`);
@@ -30,7 +34,7 @@ async function ask(path, parameters, file) {  // the answer, or an error that sa
     const query = new URLSearchParams(parameters);
     response = await fetch(`${path}?${query}`, { method: 'POST', body: file, signal: stopper.signal });
   } catch (error) {
-    if (error.name == 'AbortError') throw new Error('stopped');
+    if (isStop(error)) throw error;
     await file.slice(0, 1).arrayBuffer().catch(() => {
       throw new Error('it cannot be read: of a folder choose the pictures in it.');
     });
@@ -44,23 +48,28 @@ async function ask(path, parameters, file) {  // the answer, or an error that sa
 
 class Card {
   constructor(file, name) {
-    Object.assign(this, { file, name, answer: null, rank: 0, word: 0, maps: null });
+    Object.assign(this, { file, name, answer: null, outcome: '', rank: 0, maps: null });
+    Object.assign(this, { chosen: null, word: 0 });  // the word clicked; that pointed at
     this.element = $('card').content.cloneNode(true).firstElementChild;
     this.find('h3').textContent = name;
     this.find('img').src = URL.createObjectURL(file);
     this.find('img').onerror = () => this.isShown(false);
-    this.find('img').onload = () => this.isShown(true);
+    this.find('img').onload = ({ target }) => {
+      this.isShown(true);
+      this.enlarge(target);
+    };
     this.find('.copy').onclick = () => this.copy();
-    this.find('.again').onclick = () => isValid() && queue([this]);
+    this.find('.again').onclick = () => this.isBusy || queue([this]);
     this.find('.explain').onclick = () => this.maps ? this.showMaps(null) : this.explain();
+    this.find('.caption').onpointerleave = () => this.select(this.chosen);
     this.find('canvas').onpointermove = event => this.readMap(event);
     this.find('canvas').onpointerleave = () => this.tellMap();
     this.find('.caption').onkeydown = event => this.step(event);
-    this.note('waiting');
   }
 
   find(selector) { return this.element.querySelector(selector); }
-  get caption() { return this.answer.captions[this.rank]; }
+  get caption() { return this.answer?.captions[this.rank]; }
+  get isBusy() { return this.element.ariaBusy == 'true'; }
 
   note(text, kind = '') {
     Object.assign(this.find('.note'), { textContent: text, className: `note ${kind}` });
@@ -69,6 +78,12 @@ class Card {
   isShown(yes) {  // by the browser, whose formats are fewer than the server's
     this.element.classList.toggle('unshown', !yes);
     if (!yes && this.answer && !this.hasPreview) this.preview();
+  }
+
+  enlarge(image) {  // a small picture, or none could read its map
+    const [width, height] = LARGEST, { naturalWidth, naturalHeight } = image;
+    const scale = Math.min(width / naturalWidth, height / naturalHeight);
+    if (scale > 1) image.width = naturalWidth * scale;
   }
 
   async preview() {
@@ -84,13 +99,20 @@ class Card {
     try {
       this.answer = await (await ask('caption', asked, this.file)).json();
     } catch (error) {
-      this.answer = null;
-      this.find('.answer').hidden = true;
-      return this.note(error.message, 'error');
-    } finally {
-      this.element.ariaBusy = false;
+      return isStop(error) ? this.end('stopped', 'stopped') : this.end('failed', error.message);
     }
+    this.end('described');
     this.show();
+  }
+
+  end(outcome, why = '') {  // of waiting
+    this.outcome = outcome;
+    if (outcome == 'failed') this.answer = null;
+    if (outcome != 'described') this.note(why, outcome == 'failed' ? 'error' : '');
+    this.element.ariaBusy = false;
+    this.element.classList.toggle('brief', !this.answer);
+    for (const part of ['.answer', '.copy', '.explain']) this.find(part).hidden = !this.answer;
+    this.find('.actions').hidden = false;
   }
 
   show() {
@@ -106,7 +128,6 @@ class Card {
         make('td', percent(Math.exp(caption.log_prob))));
       return row;
     }));
-    this.find('.answer').hidden = false;
     this.choose(0);
     this.isShown(!this.element.classList.contains('unshown'));
   }
@@ -126,24 +147,27 @@ class Card {
       const button = make('button', word.text || 'end', { type: 'button', tabIndex: i ? -1 : 0 });
       button.className = word.text ? 'word' : 'word end';
       button.style.setProperty('--sure', Math.exp(word.log_prob));
-      button.onclick = button.onfocus = button.onpointerenter = () => this.select(i);
+      button.onclick = button.onfocus = () => this.select(this.chosen = i);
+      button.onpointerenter = () => this.select(i);
       parts.push(button);
     });
     const tail = make('span', '', { className: 'tail' });  // no end on a line of its own
     tail.append(...parts.splice(-3));
     this.find('.caption').replaceChildren(...parts, tail);
-    this.word = 0;
-    this.find('.rivals').replaceChildren(make('li',
-      'Point at a word, or use the arrow keys, to see what else it could have been.'));
+    this.select(this.chosen = null);
   }
 
-  select(index) {  // one of the words of the caption
-    this.word = index;
+  select(index) {  // one of the words of the caption, or null
+    this.word = index ?? 0;
     const buttons = this.find('.caption').querySelectorAll('button');
     buttons.forEach((button, i) => {
-      button.setAttribute('aria-pressed', i == index);
-      button.tabIndex = i == index ? 0 : -1;
+      button.setAttribute('aria-pressed', i === index);
+      button.tabIndex = i == this.word ? 0 : -1;
     });
+    if (index === null) {
+      return this.find('.rivals').replaceChildren(make('li',
+        'Point at a word, or use the arrow keys, to see what else it could have been.'));
+    }
     const { text, log_prob, rivals } = this.caption.words[index];
     const item = ([word, nats]) => make('li', `${word || 'end'} ${percent(Math.exp(nats))}`);
     const itself = item([text && `“${text}”`, log_prob]);
@@ -168,19 +192,26 @@ class Card {
   // ------------------------------------------------------------------- what each word saw
 
   async explain() {
-    const button = this.find('.explain'), { tokens } = this.caption;
-    button.disabled = true;
+    const button = this.find('.explain'), { caption } = this;
+    if (button.ariaDisabled == 'true') return;
+    button.ariaDisabled = true;  // disabled, it would lose the focus
     say('Hiding the parts of the picture one by one …');
     try {
-      this.showMaps(await (await ask('maps', { tokens }, this.file)).json());
-      say('The map of a word is on the picture. Choose another word for its map.');
+      const maps = await (await ask('maps', { tokens: caption.tokens }, this.file)).json();
+      if (caption == this.caption) {
+        this.showMaps(maps);
+        say('The map of a word is on the picture. Choose another word for its map.');
+      } else {
+        say('Another caption was chosen meanwhile: ask again what each word saw.');
+      }
     } catch (error) {
-      say(error.message);
+      say(isStop(error) ? 'stopped' : error.message);
     }
-    button.disabled = false;
+    button.ariaDisabled = false;
   }
 
   showMaps(maps) {
+    if (this.maps && !maps) say('The map is off the picture.');
     this.maps = maps;
     this.find('canvas').hidden = this.find('.legend').hidden = !maps;
     this.find('.picture').classList.toggle('mapped', !!maps);
@@ -189,7 +220,7 @@ class Card {
     // One scale for all words; one finer than half a nat would paint what nobody needs to know.
     this.most = Math.max(.5, ...maps.maps.flat(2).map(Math.abs));
     const needs = maps.maps.map(map => Math.max(...map.flat()));
-    this.select(needs.indexOf(Math.max(...needs)));  // the word with most to show
+    this.select(this.chosen ??= needs.indexOf(Math.max(...needs)));  // or that with most to show
   }
 
   get map() { return this.maps.maps[this.word]; }  // (G, G) nats
@@ -223,57 +254,78 @@ class Card {
 
 // ------------------------------------------------------------------------------- all pictures
 
-const isValid = () => form.reportValidity() || say('A setting is out of its range.');
-
 function add(files, name = file => file.name) {
   if (!files.length) return say('That was no picture file: save the picture first.');
-  if (!isValid()) return;
   const added = files.map(file => new Card(file, name(file)));
   cards.push(...added);
   list.prepend(...added.map(card => card.element));
   queue(added);
 }
 
-async function queue(added) {
-  const asked = Object.fromEntries(new FormData(form));
-  waiting.push(...added.map(card => [card, asked]));
-  for (const card of added) card.element.ariaBusy = true;
-  if (isWorking) return;
-  isWorking = true;
-  let done = 0, failed = 0;
-  while (waiting.length) {
-    if (waiting.length + done > 1) say(`${done} of ${waiting.length + done} described`);
-    const [card, settings] = waiting.shift();
-    update();
-    await card.describe(settings);
-    done += 1;
-    failed += !card.answer;
-    if (done == 1 && cards.length) say(`${card.name}: ${card.answer?.captions[0].text ?? card.find('.note').textContent}`);
+function queue(added) {  // describe them, once the settings are right
+  held.push(...added);
+  const wrong = [...form.elements].find(field => !field.checkValidity());
+  const why = wrong && `${wrong.labels[0].textContent} must be from ${wrong.min} to ` +
+    `${wrong.max}, in steps of ${wrong.step}.`;
+  for (const card of held) {
+    card.element.ariaBusy = true;
+    card.note(wrong ? `Waiting: ${why}` : 'waiting');
   }
-  if (done > 1 && cards.length) say(`${done - failed} described${failed ? `, ${failed} not` : ''}`);
-  isWorking = false;
+  if (wrong) {
+    say(`${why} Then the pictures that wait are described.`);
+    if (added.length) wrong.reportValidity();  // focuses it too
+  } else {
+    const asked = Object.fromEntries(new FormData(form));
+    waiting.push(...held.splice(0).map(card => [card, asked]));
+  }
   update();
+  if (!isWorking && waiting.length) work();
 }
 
+async function work() {
+  isWorking = true;
+  round.clear();
+  let card, settings;
+  while (waiting.length) {
+    for (const [card] of waiting) round.add(card);
+    if (round.size > 1) say(`${round.size - waiting.length} of ${round.size} described`);
+    [card, settings] = waiting.shift();
+    update();
+    await card.describe(settings);
+  }
+  isWorking = false;
+  update();
+  const [described, failed, stopped] = ['described', 'failed', 'stopped'].map(outcome =>
+    [...round].filter(card => card.outcome == outcome).length);
+  if (round.size == 1) say(`${card.name}: ${card.caption?.text ?? card.find('.note').textContent}`);
+  else if (round.size) say(`${described} described` +
+    (failed ? `, ${failed} not` : '') + (stopped ? `, ${stopped} stopped` : ''));
+}
+
+const stoppedCards = () => cards.filter(card => card.outcome == 'stopped' && !card.isBusy);
+
 function update() {
-  $('stop').hidden = !waiting.length;
+  const focused = document.activeElement;
+  $('stop').hidden = !(waiting.length + held.length);
+  $('go-on').hidden = !$('stop').hidden || !stoppedCards().length;
   $('clear').hidden = !cards.length;
   $('empty').hidden = cards.length > 0;
   $('save').hidden = $('key').hidden = !cards.some(card => card.answer);
+  if (focused.hidden) [$('stop'), $('go-on'), $('files')].find(each => !each.hidden).focus();
 }
 
 function stop() {
-  for (const [card] of waiting) {
-    card.note('stopped');
-    card.element.ariaBusy = false;
-  }
+  for (const card of [...waiting.map(([card]) => card), ...held]) card.end('stopped', 'stopped');
   waiting = [];
+  held = [];
   stopper.abort();
   stopper = new AbortController();
+  update();
 }
 
 function clear() {
   stop();
+  round.clear();
   for (const card of cards.splice(0)) URL.revokeObjectURL(card.find('img').src);
   list.replaceChildren();
   say('');
@@ -335,6 +387,7 @@ dialog.onclose = () => {
 };
 
 $('stop').onclick = stop;
+$('go-on').onclick = () => queue(stoppedCards());
 $('clear').onclick = clear;
 $('save').onclick = save;
 
@@ -346,6 +399,7 @@ for (const [name, [least, most]] of Object.entries(about.limits)) {
 form.onsubmit = event => event.preventDefault();
 form.oninput = () => { form.beam_size.disabled = form.temperature.value > 0; };
 form.oninput();
+form.onchange = () => held.length && queue([]);
 
 $('samples').append(...about.samples.map((alt, i) => {
   const item = document.createElement('li'), button = make('button', '', { type: 'button' });

@@ -288,7 +288,12 @@ def test_without_a_checkpoint_it_says_what_to_do(tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "no checkpoint checkpoints/best.pt" in error
-    assert "train one by `python train.py` (--demo needs no data)" in error
+    assert "train one by `python train.py` (--demo needs no data), or name another." in error
+    other = Path("checkpoints/demo/best.pt")
+    other.parent.mkdir(parents=True)
+    other.touch()
+    assert app.main(["--no-browser"]) == 2
+    assert f"data), or give --checkpoint {other}." in capsys.readouterr().err
 
 
 def test_without_flask_it_says_what_to_install(monkeypatch, capsys):
@@ -449,6 +454,37 @@ def test_another_caption_can_be_chosen_and_copied(tab):
     assert tab.page.evaluate("navigator.clipboard.readText()") == second.inner_text()
 
 
+def test_the_map_is_of_the_chosen_word_and_goes_with_its_caption(tab):
+    """It was of the word that falls most, though another had been chosen."""
+    give(tab, ("a.png", encoded(scene(6))))
+    words, button = tab.page.locator(".word"), tab.page.locator(".explain")
+    for chosen in (0, 1):
+        words.nth(chosen).click()
+        words.nth(2).hover()  # on the way to the button
+        assert words.nth(2).get_attribute("aria-pressed") == "true"
+        button.click()
+        tab.page.locator("canvas:visible").wait_for()
+        assert words.nth(chosen).get_attribute("aria-pressed") == "true"
+        assert f"“{words.nth(chosen).inner_text()}” is" in tab.page.locator(".about").inner_text()
+        tab.page.locator("tbody button").nth(chosen).click()
+        assert not tab.page.locator("canvas").is_visible()
+        assert tab.page.locator("#status").inner_text() == "The map is off the picture."
+    scale = tab.page.locator(".legend p").last
+    assert scale.text_content().startswith("+")  # as in the strip of explain.py
+
+
+def test_a_map_of_a_caption_that_is_gone_is_not_shown(tab):
+    give(tab, ("a.png", encoded(scene(6))))
+    tab.page.evaluate(
+        """() => {
+            document.querySelector('.explain').click();
+            document.querySelectorAll('tbody button')[1].click();
+        }"""
+    )
+    tab.page.get_by_text("Another caption was chosen meanwhile").wait_for()
+    assert not tab.page.locator("canvas").is_visible()
+
+
 def test_a_map_shows_what_a_word_saw_in_nats(tab, address):
     give(tab, ("a.png", encoded(scene(6))))
     tab.page.get_by_role("button", name="What each word saw").click()
@@ -456,6 +492,7 @@ def test_a_map_shows_what_a_word_saw_in_nats(tab, address):
     canvas.wait_for()
     picture = tab.page.locator(".card img").bounding_box()
     assert canvas.bounding_box() == picture
+    assert picture["width"] == picture["height"] == 300  # of 96
     caption = request(address, "/caption", encoded(scene(6)))[1]["captions"][0]
     tokens = ",".join(map(str, caption["tokens"]))
     found = request(address, f"/maps?tokens={tokens}", encoded(scene(6)))[1]
@@ -563,7 +600,20 @@ def test_five_hundred_pictures_can_be_stopped(tab):
     tab.page.get_by_role("button", name="Stop").click()
     described(tab, 500)
     assert tab.page.locator(".card").count() == 500
-    assert 400 < tab.page.locator(".note", has_text="stopped").count() < 500
+    n_stopped = tab.page.locator(".note", has_text="stopped").count()
+    assert 400 < n_stopped < 500
+    status = tab.page.locator("#status")
+    assert status.inner_text() == f"{500 - n_stopped} described, {n_stopped} stopped"
+    last = tab.page.locator(".card").last
+    assert last.bounding_box()["height"] < 150
+    last.get_by_role("button", name="Describe again").click()
+    last.locator(".word").first.wait_for()
+    assert status.inner_text().startswith("499.png: ")
+    go_on = tab.page.get_by_role("button", name="Go on")
+    go_on.click()
+    tab.page.locator("#status", has_text=f"of {n_stopped - 1} described").wait_for()
+    tab.page.get_by_role("button", name="Stop").click()
+    go_on.wait_for()
     tab.page.get_by_role("button", name="Clear").click()
     assert tab.page.locator(".card").count() == 0
     give(tab, ("a.png", picture))
@@ -575,11 +625,13 @@ def test_settings_hold_for_the_next_picture_and_are_checked(tab):
     page.locator("#n-best").fill("5")
     page.get_by_label("Beam size").fill("1000")
     page.locator("#samples button").first.click()
-    page.get_by_text("A setting is out of its range.").wait_for()
-    assert page.locator(".card").count() == 0
+    wrong = "Beam size must be from 1 to 100, in steps of 1."
+    page.locator("#status", has_text=wrong).wait_for()
+    assert page.locator(".note").inner_text() == f"Waiting: {wrong}"
+    assert page.evaluate("document.activeElement.name") == "beam_size"
     page.get_by_label("Temperature").fill("1.5")  # the beam has no say any more
     assert page.get_by_label("Beam size").is_disabled()
-    page.locator("#samples button").first.click()
+    page.keyboard.press("Enter")
     described(tab, 1)
     assert page.locator(".said tbody tr").count() == 5
     first = page.locator(".said tbody").inner_text()
@@ -642,9 +694,15 @@ def test_all_is_done_by_keyboard(tab):
     tab_to("Copy")
     keyboard.press("Space")
     tab.page.get_by_text("Copied:").wait_for()
+    assert tab.page.evaluate(f"{focused}.className") == "copy"
+    tab_to("Describe again")
+    keyboard.press("Enter")
+    tab.page.locator("#status", has_text="drawn scene 1: ").wait_for()
+    assert tab.page.evaluate(f"{focused}.className") == "again"
     tab_to("What each word saw")
     keyboard.press("Enter")
     tab.page.locator("canvas:visible").wait_for()
+    assert tab.page.evaluate(f"{focused}.className") == "explain"  # BODY, once
 
 
 @pytest.mark.parametrize("viewport", [browser.DESKTOP, browser.PHONE], ids=["desktop", "phone"])
