@@ -61,7 +61,7 @@ class Card {
     this.find('.copy').onclick = () => this.copy();
     this.find('.again').onclick = () => this.isBusy || queue([this]);
     this.find('.explain').onclick = () => this.maps ? this.showMaps(null) : this.explain();
-    this.find('.caption').onpointerleave = () => this.select(this.chosen);
+    this.find('.caption').onpointerleave = () => this.caption && this.select(this.chosen);
     this.find('canvas').onpointermove = event => this.readMap(event);
     this.find('canvas').onpointerleave = () => this.tellMap();
     this.find('.caption').onkeydown = event => this.step(event);
@@ -205,7 +205,7 @@ class Card {
         say('Another caption was chosen meanwhile: ask again what each word saw.');
       }
     } catch (error) {
-      say(isStop(error) ? 'stopped' : error.message);
+      if (!isStop(error)) say(error.message);
     }
     button.ariaDisabled = false;
   }
@@ -263,11 +263,14 @@ function add(files, name = file => file.name) {
 }
 
 function queue(added) {  // describe them, once the settings are right
+  if (!isWorking && !held.length) round.clear();
   held.push(...added);
   const wrong = [...form.elements].find(field => !field.checkValidity());
   const why = wrong && `${wrong.labels[0].textContent} must be from ${wrong.min} to ` +
     `${wrong.max}, in steps of ${wrong.step}.`;
   for (const card of held) {
+    round.add(card);
+    card.outcome = '';
     card.element.ariaBusy = true;
     card.note(wrong ? `Waiting: ${why}` : 'waiting');
   }
@@ -284,25 +287,31 @@ function queue(added) {  // describe them, once the settings are right
 
 async function work() {
   isWorking = true;
-  round.clear();
-  let card, settings;
   while (waiting.length) {
-    for (const [card] of waiting) round.add(card);
-    if (round.size > 1) say(`${round.size - waiting.length} of ${round.size} described`);
-    [card, settings] = waiting.shift();
+    const n_waiting = waiting.length + held.length;
+    if (round.size > 1) say(`${round.size - n_waiting} of ${round.size} described`);
+    const [card, settings] = waiting.shift();
     update();
     await card.describe(settings);
   }
   isWorking = false;
   update();
-  const [described, failed, stopped] = ['described', 'failed', 'stopped'].map(outcome =>
-    [...round].filter(card => card.outcome == outcome).length);
-  if (round.size == 1) say(`${card.name}: ${card.caption?.text ?? card.find('.note').textContent}`);
-  else if (round.size) say(`${described} described` +
-    (failed ? `, ${failed} not` : '') + (stopped ? `, ${stopped} stopped` : ''));
+  summarize();
 }
 
-const stoppedCards = () => cards.filter(card => card.outcome == 'stopped' && !card.isBusy);
+function summarize() {
+  const [card] = round;
+  if (round.size == 1) {
+    const isDescribed = card.outcome == 'described';
+    return say(`${card.name}: ${isDescribed ? card.caption.text : card.find('.note').textContent}`);
+  }
+  const count = outcome => [...round].filter(card => card.outcome == outcome).length;
+  const rest = [[count('failed'), 'not'], [count('stopped'), 'stopped'], [held.length, 'waiting']];
+  const told = rest.filter(([n]) => n).map(([n, what]) => `, ${n} ${what}`);
+  if (round.size) say(`${count('described')} described${told.join('')}`);
+}
+
+const stoppedCards = () => cards.filter(card => card.outcome == 'stopped');
 
 function update() {
   const focused = document.activeElement;
@@ -321,6 +330,7 @@ function stop() {
   stopper.abort();
   stopper = new AbortController();
   update();
+  if (!isWorking) summarize();
 }
 
 function clear() {

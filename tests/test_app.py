@@ -629,6 +629,10 @@ def test_settings_hold_for_the_next_picture_and_are_checked(tab):
     page.locator("#status", has_text=wrong).wait_for()
     assert page.locator(".note").inner_text() == f"Waiting: {wrong}"
     assert page.evaluate("document.activeElement.name") == "beam_size"
+    page.get_by_role("button", name="Stop").click()
+    assert page.locator("#status").inner_text() == "drawn scene 1: stopped"
+    page.get_by_role("button", name="Go on").click()
+    page.locator("#status", has_text=wrong).wait_for()
     page.get_by_label("Temperature").fill("1.5")  # the beam has no say any more
     assert page.get_by_label("Beam size").is_disabled()
     page.keyboard.press("Enter")
@@ -641,6 +645,7 @@ def test_settings_hold_for_the_next_picture_and_are_checked(tab):
 
 
 def test_a_server_that_is_gone_is_said_to_be(tab):
+    tab.page.wait_for_load_state("networkidle")  # the drawn scenes are there
     tab.page.context.set_offline(True)
     tab.page.set_input_files("#files", [payload("a.png", encoded(scene()))])
     described(tab, 1)
