@@ -85,11 +85,10 @@ from checkpoint import Checkpoint
 from cli import UserError
 from explain import Word
 from model import UNK
-from pictures import Source, read_image, transform
+from pictures import Source, as_jpeg, read_image, read_thumbnail, transform
 
 if TYPE_CHECKING:
     from flask import Flask, Response
-    from PIL.Image import Image
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -173,14 +172,11 @@ class Worker:
         Raises:
             UserError: it cannot be read.
         """
-        image, file = read(upload, size), io.BytesIO()
-        image.thumbnail((size, size))
-        image.save(file, "JPEG", quality=85)
-        return file.getvalue()
+        return as_jpeg(read_thumbnail(received(upload), size), quality=85)
 
     def _pixels(self, upload: IO[bytes]) -> torch.Tensor:
         size = self.captioner.image_size
-        return transform(read(upload, size), size)
+        return transform(read_image(received(upload), size=size), size)
 
 
 class Turns:
@@ -211,15 +207,11 @@ class Turns:
                     future.set_exception(error)
 
 
-def read(upload: IO[bytes], size: int) -> Image:
-    """An uploaded picture, at no less than twice the ``size`` it will be resized to.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+def received(upload: IO[bytes]) -> Source:
+    """An uploaded picture, not decoded yet."""
     content = upload.read()
     upload.read(1)  # an upload of unknown length that is too long is cut off: only this tells
-    return read_image(Source(Path("the file"), content=content), size=size)
+    return Source(Path("the file"), content=content)
 
 
 def plain(caption: Caption, words: Sequence[Word]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli import UserError
 from files import whole_file
-from pictures import read_image
+from pictures import read_thumbnail
 from report import Evaluation, Row, binned
 
 if TYPE_CHECKING:
@@ -143,9 +143,7 @@ def _draw_picture(axes: Axes, row: Row, picture: Path) -> None:
     axes.axis("off")
     axes.set_anchor("S")  # beside its captions
     with suppress(UserError):  # gone since: its captions are there
-        image = read_image(picture, size=THUMBNAIL)
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        axes.imshow(image, interpolation="lanczos")
+        axes.imshow(read_thumbnail(picture, THUMBNAIL), interpolation="lanczos")
     axes.set_title(f"CIDEr {row.scores['CIDEr']:.0f}", color=GREY, fontsize=7, pad=2)
     ours, human = _wrapped(row.caption), _wrapped(f"human: {row.references[0]}".rstrip(" ."))
     below = -3.0  # points

@@ -249,6 +249,20 @@ def _to_8_bits(image: Image.Image, black: float, white: float) -> Image.Image:
     return Image.fromarray(values.astype(np.uint8)).convert("RGB")
 
 
+def read_thumbnail(source: Source | str | Path | IO[bytes], side: int) -> Image.Image:
+    """Read a picture, no side of it longer than ``side``; otherwise as ``read_image``."""
+    image = read_image(source, size=side)
+    image.thumbnail((side, side))
+    return image
+
+
+def as_jpeg(image: Image.Image, quality: int) -> bytes:
+    """The picture as the content of a JPEG file."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
 def read_pictures(
     sources: Iterable[Source], size: int, *, ahead: int = 64
 ) -> Iterator[tuple[Source, Tensor | UserError]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from PIL import Image
 from cli import UserError, progress
 from familiarity import UNFAMILIAR
 from files import whole_file
-from pictures import Source, read_image
+from pictures import Source, as_jpeg, read_thumbnail
 from tables import csv_head, csv_line
 
 if TYPE_CHECKING:
@@ -291,17 +290,14 @@ def _card(row: Row, picture: Path, strip: Image.Image | None) -> str:
 def _inline(picture: Path | Source) -> str:
     """The picture, small, as a data URL; nothing if it cannot be read any more."""
     try:
-        image = read_image(picture, size=THUMBNAIL)
+        return _data_url(read_thumbnail(picture, THUMBNAIL))
     except UserError:
         return "data:,"
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    return _data_url(image)
 
 
 def _data_url(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    content = as_jpeg(image, quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
 
 
 def _controls(orders: Mapping[str, str]) -> str:

@@ -25,6 +25,8 @@ from PIL import Image
 sys.path.insert(0, str(ROOT / "tests"))
 import browser
 
+from logs import UNSMOOTHED
+
 WIDE = {"width": 1120, "height": 1000}
 
 
@@ -89,7 +91,7 @@ def draw_tensorboard(page, runs: Path, output: Path) -> None:
                 break
             except OSError:
                 time.sleep(0.5)
-        page.goto(f"{address}?smoothing=0#custom_scalars&_smoothingWeight=0")
+        page.goto(address + UNSMOOTHED)
         page.locator("tf-custom-scalar-multi-line-chart-card").first.wait_for()
         page.wait_for_timeout(3000)  # curves are drawn bit by bit
         page.screenshot(path=output)

@@ -25,10 +25,7 @@ from torchrun import Done, difference, do, draw, flags_of, scores_differ, start,
 
 from cli import UserError
 
-HOSTS = {
-    "captions0": "10.77.0.1",
-    "captions1": "10.77.0.2",
-}  # namespace, which is its name: address
+HOSTS = {"captions0": "10.77.0.1", "captions1": "10.77.0.2"}  # their namespaces, addresses
 CABLES = ("cable0", "cable1")
 PATIENCE = 150  # seconds
 # torch's own store keeps the address of a process that died (pytorch/pytorch#135712).
