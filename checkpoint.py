@@ -175,6 +175,7 @@ def load(
             raise ValueError(
                 f"its model and its vocabulary of {len(vocabulary):,} words do not fit"
             )
+        content["settings"].setdefault("mirror", False)  # what it was until version 0.6.0
         _check_values(content)
         model = _build(content, path.stat().st_size)
         if not model.is_finite():

@@ -161,9 +161,12 @@ def grad_cam(captioner: Captioner, pixels: Tensor, tokens: Sequence[int]) -> Exp
     maps, features = [], []
     for model in captioner.models:
         images = (pixels.to(model.device) - model.pixel_mean) / model.pixel_std  # (1, 3, S, S)
+        if captioner.search.mirror:
+            images = torch.cat([images, images.flip(3)])
         given = FoldedResNet(model.encoder, torch.float32, layer)(images).requires_grad_()
-        maps.append(given)  # (1, C, s, s)
-        features.append(model.encoder.run_layers(given, first=layer))  # (1, F)
+        maps.append(given)  # (1, C, s, s), or 2 of them
+        views = model.encoder.run_layers(given, first=layer)
+        features.append(views.mean(dim=0, keepdim=True))  # (1, F)
     n_tokens = len(tokens) + 1
     copies = [theirs.detach().expand(n_tokens, -1).requires_grad_() for theirs in features]
     scores = _token_scores(captioner, copies, tokens).diagonal()  # (D,)
@@ -176,7 +179,9 @@ def grad_cam(captioner: Captioner, pixels: Tensor, tokens: Sequence[int]) -> Exp
             (by_maps,) = torch.autograd.grad(
                 theirs, given, gradient.unsqueeze(0), retain_graph=True
             )
-            fall += along @ (by_maps * excess).sum(dim=(0, 1)) @ along.T
+            upright, *mirrored = (by_maps * excess).sum(dim=1)  # (s, s) each
+            for side in (upright, *(there.flip(1) for there in mirrored)):
+                fall += along @ side @ along.T
     found = _explanation(captioner, pixels, tokens, falls, scores.detach())
     return replace(found, is_estimate=True)
 

@@ -85,33 +85,39 @@ def load_pixels(
 
 
 def load_features(
-    examples: Sequence[Example], model: ImageCaptioningModel, *, image_size: int, cache: Path
+    examples: Sequence[Example],
+    model: ImageCaptioningModel,
+    *,
+    image_size: int,
+    cache: Path,
+    mirror: bool = False,
 ) -> tuple[list[Example], Tensor]:
     """The features of examples by the model's encoder: from the cache, or computed and cached.
 
-    As ``load_pixels``, but gives (N, F) float32 on the CPU.
+    As ``load_pixels``, but gives (N, F) float32 on the CPU; ``mirror`` as for ``make_encoder``.
     """
     device, precision = model.device, "f32"
     if has_bfloat16(device):
         precision = f"bf16-{device.type}"  # rounded otherwise on another kind of device
-    name = f"{model.options['encoder']}-{fingerprint(model.encoder)}-{image_size}"
+    views = "mirrored-" if mirror else ""
+    name = f"{model.options['encoder']}-{fingerprint(model.encoder)}-{views}{image_size}"
     folder = cache / f"{name}-{precision}-v{CACHE_VERSION}"
     shards = _Shards(folder, (model.feature_size,), np.dtype(np.float32))
 
     def make_compute() -> Encode:
-        encode = model.make_encoder()
+        encode = model.make_encoder(mirror=mirror)
         return lambda pixels: encode(pixels.to(device)).cpu()
 
     kept, rows = _load(examples, shards, make_compute, image_size)
     return kept, torch.stack([rows[i] for i in range(len(rows))])
 
 
-def encode_all(pixels: Pixels, model: ImageCaptioningModel) -> Tensor:
+def encode_all(pixels: Pixels, model: ImageCaptioningModel, *, mirror: bool = False) -> Tensor:
     """The features of N pictures by the encoder as it is now: (N, F) on the model's device.
 
     Of several processes each encodes a part.
     """
-    encode = model.make_encoder()
+    encode = model.make_encoder(mirror=mirror)
     mine = distributed.part(range(len(pixels)))
     pictures = (pixels[i] for i in mine)
     shown = iter(progress(pictures, about="encoding", unit="picture", total=len(mine)))
