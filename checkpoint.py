@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 FORMAT = 4
 TIME_FORMAT = "%Y-%m-%d_%H-%M-%S"  # of the time a run began
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+BEFORE_0_6_0 = {"mirror": False, "pooled_layers": 1}  # what files do not say that are older
 PARTS = ("model", "encoder", "decoder", "vocabulary", "settings", "training")  # by name each
 # What code raises that is given other data than it expects.
 DAMAGE = (LookupError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError)
@@ -175,7 +176,9 @@ def load(
             raise ValueError(
                 f"its model and its vocabulary of {len(vocabulary):,} words do not fit"
             )
-        content["settings"].setdefault("mirror", False)  # what it was until version 0.6.0
+        for name, value in BEFORE_0_6_0.items():
+            content["settings"].setdefault(name, value)
+        content["model"].setdefault("pooled_layers", BEFORE_0_6_0["pooled_layers"])
         _check_values(content)
         model = _build(content, path.stat().st_size)
         if not model.is_finite():
