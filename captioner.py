@@ -82,7 +82,7 @@ class Captioner:
         self._search = ensemble[0].search
         self.n_best, self.sentence = n_best, sentence
         self.search = self._search_for(asked)
-        self._encoders = [m.make_encoder(mirror=self.search.mirror) for m in self.models]
+        self._encoders = [model.make_encoder() for model in self.models]
 
     @classmethod
     def load(cls, *paths: str | Path, device: str = "auto", **asked: Any) -> Captioner:

@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 FORMAT = 4
 TIME_FORMAT = "%Y-%m-%d_%H-%M-%S"  # of the time a run began
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
-BEFORE_0_6_0 = {"mirror": False, "pooled_layers": 1}  # what files do not say that are older
 PARTS = ("model", "encoder", "decoder", "vocabulary", "settings", "training")  # by name each
 # What code raises that is given other data than it expects.
 DAMAGE = (LookupError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError)
@@ -176,9 +175,8 @@ def load(
             raise ValueError(
                 f"its model and its vocabulary of {len(vocabulary):,} words do not fit"
             )
-        for name, value in BEFORE_0_6_0.items():
-            content["settings"].setdefault(name, value)
-        content["model"].setdefault("pooled_layers", BEFORE_0_6_0["pooled_layers"])
+        for part in ("settings", "model"):
+            content[part].setdefault("pooled_layers", 1)  # what it was until version 0.6.0
         _check_values(content)
         model = _build(content, path.stat().st_size)
         if not model.is_finite():

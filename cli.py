@@ -62,7 +62,7 @@ def option(
     metavar: str | None = None,
     group: str | None = None,
     resume: bool | str = False,
-    from_init: bool | str = False,
+    from_init: bool = False,
     positional: bool = False,
 ) -> Any:
     """A field of a settings dataclass: one default, one help line, the values allowed.
@@ -70,8 +70,7 @@ def option(
     ``group`` is the heading in ``--help`` of this option and of those after it. ``resume`` says
     whether ``--resume`` may change it: True, False, or the name of a stage of the training, for as
     long as that has not begun. With ``from_init``, ``--init`` takes it over from the model that
-    training starts from; "unless given" lets a flag say otherwise. ``positional`` is for a tuple
-    that arguments without a flag add to.
+    training starts from. ``positional`` is for a tuple that arguments without a flag add to.
     """
     return dataclasses.field(default=default, metadata=locals())
 
@@ -104,7 +103,7 @@ def check(settings: DataclassInstance) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class BeamSettings:
-    """How pictures are encoded and captions searched for, in validation and with the model."""
+    """Beam search, in validation while training and with the trained model."""
 
     beam_size: int = option(
         3, "hypotheses kept while searching, 1 is greedy", at_least=1, group="search", resume=True
@@ -115,11 +114,6 @@ class BeamSettings:
     )
     no_repeat_ngram_size: int = option(
         3, "words in a row that no caption repeats; 0: any", at_least=0, resume=True
-    )
-    mirror: bool = option(
-        True,
-        "encode pictures as they are and mirrored: better captions, twice the work",
-        from_init="unless given",
     )
 
     def __post_init__(self) -> None:
@@ -244,7 +238,6 @@ def _add_flag(
     name, text = flag(field.name), field.metadata["help"].replace("%", "%%")
     if kind is bool:
         action = argparse.BooleanOptionalAction if default else "store_true"
-        text = f"{text} (default: {default})" if isinstance(default, str) else text
         group.add_argument(name, action=action, help=text)
         return
     if isinstance(kind, UnionType):  # "int | None": None is the flag left out

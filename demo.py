@@ -36,7 +36,6 @@ SETTINGS: dict[
     "hidden_size": 256,
     "dropout": 0.1,
     "label_smoothing": 0.0,
-    "mirror": False,  # the captions say what is left and right of what
     "epochs": 7,
     "batch_size": 160,
 }

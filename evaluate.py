@@ -185,11 +185,7 @@ def _caption(
     features: list[dict[Path, Tensor]] = []  # of each model: picture → (F,)
     for trained in models:
         examples, found = load_features(
-            examples,
-            trained.model,
-            image_size=trained.image_size,
-            cache=settings.cache,
-            mirror=search.mirror,
+            examples, trained.model, image_size=trained.image_size, cache=settings.cache
         )
         features.append({e.path: row for e, row in zip(examples, found, strict=True)})
     stacked = [torch.stack([of[example.path] for example in examples]) for of in features]

@@ -163,13 +163,10 @@ def grad_cam(captioner: Captioner, pixels: Tensor, tokens: Sequence[int]) -> Exp
     maps, features = [], []
     for model in captioner.models:
         images = (pixels.to(model.device) - model.pixel_mean) / model.pixel_std  # (1, 3, S, S)
-        if captioner.search.mirror:
-            images = torch.cat([images, images.flip(3)])
         given, _ = FoldedResNet(model.encoder, torch.float32, layer)(images)
-        maps.append(given.requires_grad_())  # (1, C, s, s), or 2 of them
+        maps.append(given.requires_grad_())  # (1, C, s, s)
         pooled = [pool(given)] if layer > model.encoder.first_pooled else []
-        views = model.encoder.run_layers(given, first=layer, pooled=pooled)
-        features.append(views.mean(dim=0, keepdim=True))  # (1, F)
+        features.append(model.encoder.run_layers(given, first=layer, pooled=pooled))  # (1, F)
     n_tokens = len(tokens) + 1
     copies = [theirs.detach().expand(n_tokens, -1).requires_grad_() for theirs in features]
     scores = _token_scores(captioner, copies, tokens).diagonal()  # (D,)
@@ -182,9 +179,7 @@ def grad_cam(captioner: Captioner, pixels: Tensor, tokens: Sequence[int]) -> Exp
             (by_maps,) = torch.autograd.grad(
                 theirs, given, gradient.unsqueeze(0), retain_graph=True
             )
-            upright, *mirrored = (by_maps * excess).sum(dim=1)  # (s, s) each
-            for side in (upright, *(there.flip(1) for there in mirrored)):
-                fall += along @ side @ along.T
+            fall += along @ (by_maps * excess).sum(dim=(0, 1)) @ along.T
     found = _explanation(captioner, pixels, tokens, falls, scores.detach())
     return replace(found, is_estimate=True)
 

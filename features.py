@@ -85,40 +85,34 @@ def load_pixels(
 
 
 def load_features(
-    examples: Sequence[Example],
-    model: ImageCaptioningModel,
-    *,
-    image_size: int,
-    cache: Path,
-    mirror: bool = False,
+    examples: Sequence[Example], model: ImageCaptioningModel, *, image_size: int, cache: Path
 ) -> tuple[list[Example], Tensor]:
     """The features of examples by the model's encoder: from the cache, or computed and cached.
 
-    As ``load_pixels``, but gives (N, F) float32 on the CPU; ``mirror`` as for ``make_encoder``.
+    As ``load_pixels``, but gives (N, F) float32 on the CPU.
     """
     device, precision = model.device, "f32"
     if has_bfloat16(device):
         precision = f"bf16-{device.type}"  # rounded otherwise on another kind of device
-    views = "mirrored-" if mirror else ""
     encoder, layers = model.options["encoder"], model.options["pooled_layers"]
-    name = f"{encoder}-{fingerprint(model.encoder)}-{layers}-{views}{image_size}"
+    name = f"{encoder}-{fingerprint(model.encoder)}-{layers}-{image_size}"
     folder = cache / f"{name}-{precision}-v{CACHE_VERSION}"
     shards = _Shards(folder, (model.feature_size,), np.dtype(np.float32))
 
     def make_compute() -> Encode:
-        encode = model.make_encoder(mirror=mirror)
+        encode = model.make_encoder()
         return lambda pixels: encode(pixels.to(device)).cpu()
 
     kept, rows = _load(examples, shards, make_compute, image_size)
     return kept, torch.stack([rows[i] for i in range(len(rows))])
 
 
-def encode_all(pixels: Pixels, model: ImageCaptioningModel, *, mirror: bool = False) -> Tensor:
+def encode_all(pixels: Pixels, model: ImageCaptioningModel) -> Tensor:
     """The features of N pictures by the encoder as it is now: (N, F) on the model's device.
 
     Of several processes each encodes a part.
     """
-    encode = model.make_encoder(mirror=mirror)
+    encode = model.make_encoder()
     mine = distributed.part(range(len(pixels)))
     pictures = (pixels[i] for i in mine)
     shown = iter(progress(pictures, about="encoding", unit="picture", total=len(mine)))

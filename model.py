@@ -210,13 +210,12 @@ class ImageCaptioningModel(nn.Module):
         sums = torch.stack([tensor.detach().sum() for tensor in tensors])
         return bool(sums.isfinite().all())
 
-    def make_encoder(self, trained_layers: int = 0, *, mirror: bool = False) -> Encode:
+    def make_encoder(self, trained_layers: int = 0) -> Encode:
         """Make a function from pixels to features.
 
         Frozen layers are folded here, once, with their weights of this moment, and run without
         gradients: make another function when these weights change. The last ``trained_layers``
-        (``ALL_LAYERS``: all) run as modules, so that gradients reach them. ``mirror`` takes the
-        mean of a picture's features and its mirror image's, worth 1.2 CIDEr on Flickr8k.
+        (``ALL_LAYERS``: all) run as modules, so that gradients reach them.
 
         Returns:
             A function of (N, 3, S, S) uint8 RGB pixels, as ``pictures.transform`` makes them, that
@@ -232,7 +231,7 @@ class ImageCaptioningModel(nn.Module):
             with autocast_bfloat16(self.device):
                 return self.encoder.run_layers(maps, first=n_frozen, pooled=pooled)  # (N, F)
 
-        return (lambda pixels: (encode(pixels) + encode(pixels.flip(3))) / 2) if mirror else encode
+        return encode
 
     def project(self, features: Tensor) -> Tensor:
         """Project pooled features into the word-embedding space: (N, F) → (N, E)."""

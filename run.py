@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ import logs
 import metrics
 from checkpoint import Checkpoint
 from cli import UserError
-from corpus import Corpus, Example, load_corpus
+from corpus import Corpus, load_corpus
 from features import encode_all, load_features, load_pixels
 from learning import Loss, Meter, Reading, Stage, TrainState, no_loss, word_losses
 from loader import Flickr30k, Vocabulary, batches, plan_batches
@@ -42,7 +42,6 @@ S = TypeVar("S", bound="DataclassInstance")
 log = logging.getLogger(__name__)
 
 FEW_STEPS = 50  # of a stage: too few to learn from
-SIDED = 0.2  # share of images with "left" or "right" from which on a warning is due
 FAMILIAR_PHOTOS = 2000  # training photos that say what is familiar; 5,000 say the same
 
 
@@ -74,19 +73,12 @@ class Run:
     def load_split(self, split: str, *, as_pixels: bool) -> Flickr30k:
         """A split with its pixels or its features; pictures that cannot be read are left out."""
         examples, device = self.corpus.splits[split], self.model.device
+        size, cache = self.settings["image_size"], Path(self.settings["cache"])
         if as_pixels:
-            size, cache = self.settings["image_size"], Path(self.settings["cache"])
             kept, pixels = load_pixels(examples, image_size=size, cache=cache)
             return Flickr30k(kept, self.vocabulary, device, pixels=pixels)
-        kept, features = self._load_features(examples)
-        if split == "train" and self.settings["mirror"]:
-            _warn_of_sides(kept, self.vocabulary)
+        kept, features = load_features(examples, self.model, image_size=size, cache=cache)
         return Flickr30k(kept, self.vocabulary, device, features=features)
-
-    def _load_features(self, examples: Sequence[Example]) -> tuple[list[Example], Tensor]:
-        settings, cache = self.settings, Path(self.settings["cache"])
-        size, mirror = settings["image_size"], settings["mirror"]
-        return load_features(examples, self.model, image_size=size, cache=cache, mirror=mirror)
 
     def write_captions(self, features: Tensor) -> list[str]:
         """Caption images as `predict.py` would: (N, F) → N captions."""
@@ -104,8 +96,7 @@ class Run:
         """
         model = self.model.eval()
         if val_set.pixels is not None:
-            mirror = self.settings["mirror"]
-            val_set = val_set.with_features(encode_all(val_set.pixels, model, mirror=mirror))
+            val_set = val_set.with_features(encode_all(val_set.pixels, model))
         assert val_set.features is not None
         meter = Meter()
         plan = plan_batches(val_set, batch_size=500, seed=0, whole_images=False)
@@ -192,7 +183,8 @@ class Run:
         if best.familiarity or min(n_photos, len(val_set)) < familiarity.FEWEST:
             return best
         evenly = [examples[i * len(examples) // n_photos] for i in range(n_photos)]
-        kept, features = self._load_features(evenly)
+        size, cache = self.settings["image_size"], Path(self.settings["cache"])
+        kept, features = load_features(evenly, self.model, image_size=size, cache=cache)
         assert val_set.features is not None
         found = familiarity.fit(features, val_set.features)
         if found is None:
@@ -269,18 +261,6 @@ class Run:
             raise
 
 
-def _warn_of_sides(examples: Sequence[Example], vocabulary: Vocabulary) -> None:
-    """Say so if a model that cannot tell left from right is to learn of them."""
-    if not vocabulary.fits_mirror([]):  # its language's words for left and right are not known
-        return
-    n_sided = sum(not vocabulary.fits_mirror(example.captions) for example in examples)
-    if n_sided > SIDED * len(examples):
-        log.warning(
-            f"warning: {n_sided:,} of {len(examples):,} training images have captions that speak "
-            "of left or right, which mirrored pictures hide: give --no-mirror to tell them apart."
-        )
-
-
 def resumed_settings(
     settings: S, given: Collection[str], before: Mapping[str, Any], begun: Collection[str]
 ) -> S:
@@ -326,8 +306,7 @@ def inherited_settings(
     values = cli.typed(type(settings), theirs)
     for field in dataclasses.fields(settings):
         name, now, value = field.name, getattr(settings, field.name), values[field.name]
-        rule = field.metadata["from_init"]
-        if not rule or (rule == "unless given" and name in given):
+        if not field.metadata["from_init"]:
             values[name] = now
         elif name in given and now != value:
             raise UserError(

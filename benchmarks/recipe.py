@@ -150,7 +150,6 @@ def written(paths: list[Path], search: dict, data: str) -> dict[str, float]:
         first.model,
         image_size=first.image_size,
         cache=Path("cache"),
-        mirror=first.search(search).mirror,
     )
     found = caption([m.model for m in models], [features] * len(models), first.search(search))
     captions = [first.vocabulary.decode(hypotheses[0].tokens) for hypotheses in found]

@@ -203,9 +203,9 @@ def prepare(model: Path, data: Path, cache: Path, n_views: int) -> Bench:
     """Encode the photos."""
     start = checkpoint.load(model, DEVICE)
     splits = load_corpus(data).splits
-    size, mirror = start.image_size, start.search().mirror
+    size = start.image_size
     (val, val_features), (examples, whole) = (
-        load_features(splits[split], start.model, image_size=size, cache=cache, mirror=mirror)
+        load_features(splits[split], start.model, image_size=size, cache=cache)
         for split in ("val", "train")
     )
     train_set = Flickr30k(examples, start.vocabulary, DEVICE, features=whole)

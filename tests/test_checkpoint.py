@@ -112,12 +112,6 @@ def test_searches_as_it_validated_but_for_what_is_given(trained):
     assert loaded.search({"temperature": 0.5, "beam_size": 4}).beam_size == 4
 
 
-def test_a_model_from_before_pictures_were_mirrored_is_used_as_it_was(trained, tmp_path):
-    path = edited(trained, tmp_path, lambda content: content["settings"].pop("mirror"))
-    assert checkpoint.load(trained.checkpoints / "best.pt", CPU).search().mirror
-    assert not checkpoint.load(path, CPU).search().mirror
-
-
 def test_a_vocabulary_that_does_not_fit_the_model(trained, tmp_path):
     def shorten(content):
         content["vocabulary"]["words"].pop()

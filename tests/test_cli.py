@@ -186,7 +186,7 @@ def test_help_has_groups_a_fixed_width_and_examples(capsys, monkeypatch):
     _, data, model, search, run, _, examples = (part.split("\n\n")[0] for part in split(out))
     assert flags(data) == ["--image", "--title"]
     assert flags(model) == ["--encoder", "--weights"]
-    beam = ["--beam-size", "--max-words", "--length-penalty", "--no-repeat-ngram-size", "--mirror,"]
+    beam = ["--beam-size", "--max-words", "--length-penalty", "--no-repeat-ngram-size"]
     assert flags(search) == ["--n-best", *beam, "--temperature", "--top-p", "--seed"]
     assert flags(run) == ["--learning-rate-of-the-encoder"]
     assert "--encoder NAME" in model
@@ -324,7 +324,6 @@ def test_settings_of_the_search_are_checked():
         "max_words": 20,
         "length_penalty": 1.0,
         "no_repeat_ngram_size": 3,
-        "mirror": True,
     }
     assert set(vars(cli.BeamSettings())) == cli.SamplingSettings.AS_IN_TRAINING
     for wrong, message in (

@@ -329,7 +329,7 @@ def assert_is_of_its_own_encoder(folder):
     best = best_of(folder)
     examples = train.load_data(best.settings, None).splits["train"]
     cache = folder / "another cache"
-    _, features = load_features(examples, best.model, image_size=32, cache=cache, mirror=True)
+    _, features = load_features(examples, best.model, image_size=32, cache=cache)
     torch.testing.assert_close(best.familiarity.mean, features.mean(dim=0))
 
 

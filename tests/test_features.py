@@ -49,7 +49,7 @@ def prepare(tmp_path, monkeypatch):
     """Features or pixels with a cache of this test's; also says how many pictures were read."""
     monkeypatch.setattr(features, "BATCH_SIZE", 2)
 
-    def prepare(paths, model, *, image_size=SIZE, pixels=False, mirror=False):
+    def prepare(paths, model, *, image_size=SIZE, pixels=False):
         n_read = 0
 
         def progress(pictures, *, total, **_):
@@ -65,7 +65,7 @@ def prepare(tmp_path, monkeypatch):
                 kept, rows = features.load_pixels(examples, **where)
                 found = torch.stack([rows[i] for i in range(len(rows))])
             else:
-                kept, found = features.load_features(examples, model, **where, mirror=mirror)
+                kept, found = features.load_features(examples, model, **where)
         return [example.path for example in kept], found, n_read
 
     return prepare
@@ -77,7 +77,7 @@ def encode(monkeypatch):
 
     def change_encode(model, change):
         make = model.make_encoder
-        monkeypatch.setattr(model, "make_encoder", lambda **mirror: change(make(**mirror)))
+        monkeypatch.setattr(model, "make_encoder", lambda: change(make()))
 
     return change_encode
 
@@ -115,16 +115,6 @@ def test_a_second_call_computes_nothing(prepare, paths, frozen, monkeypatch):
     assert torch.equal(again, first[[6, 5, 4, 3, 2, 1, 0, 0]])
     again[0].zero_()  # a copy: the cache cannot be spoiled
     assert prepare(paths[-1:], frozen)[1].any()
-
-
-def test_mirrored_features_have_rows_of_their_own(prepare, paths, frozen):
-    _, plain, _ = prepare(paths, frozen)
-    _, mirrored, n_read = prepare(paths, frozen, mirror=True)
-    assert n_read == 7
-    pictures = torch.stack([transform(read_image(path), SIZE) for path in paths])
-    torch.testing.assert_close(mirrored, frozen.make_encoder(mirror=True)(pictures))
-    assert prepare(paths, frozen)[2] == prepare(paths, frozen, mirror=True)[2] == 0
-    assert not torch.allclose(plain, mirrored)
 
 
 @pytest.mark.parametrize("change", ["content", "time"])

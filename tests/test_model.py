@@ -145,16 +145,6 @@ def test_frozen_layers_are_folded_beside_layers_that_train():
         assert bool((F.cosine_similarity(found, plain) > 0.999).all())
 
 
-def test_a_mirrored_encoder_takes_the_mean_of_a_picture_and_its_mirror_image():
-    model = make()
-    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    plain, mirrored = model.make_encoder(), model.make_encoder(mirror=True)
-    expected = (plain(pixels) + plain(pixels.flip(3))) / 2
-    torch.testing.assert_close(mirrored(pixels), expected)
-    torch.testing.assert_close(mirrored(pixels.flip(3)), expected)
-    assert not torch.allclose(plain(pixels), expected)
-
-
 def test_dropout_has_one_mask_for_all_tokens_of_a_caption():
     dropout = module.VariationalDropout(0.25).train()
     vectors = torch.ones(50, 7, 40)

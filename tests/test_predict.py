@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 import checkpoint
 import familiarity
@@ -319,22 +319,6 @@ def test_searches_as_the_model_was_validated_but_for_what_is_given(
     assert run(trained, "--image", folder / "a.png") == 0
     assert capsys.readouterr().out == longer
     assert len(longer.split()) > 2
-
-
-def test_a_picture_is_described_together_with_its_mirror_image(trained, folder):
-    with Image.open(folder / "a.png") as picture:
-        ImageOps.mirror(picture).save(folder / "mirrored.png")
-
-    def log_probs(*flags):
-        pictures = ["--image", folder / "a.png", folder / "mirrored.png"]
-        assert run(trained, *pictures, "--output", folder / "out.jsonl", "--overwrite", *flags) == 0
-        lines = (folder / "out.jsonl").read_text().splitlines()
-        return [json.loads(line)["log_prob"] for line in lines]
-
-    one, other = log_probs()
-    assert one == pytest.approx(other, abs=1e-4)
-    one, other = log_probs("--no-mirror")
-    assert one != pytest.approx(other, abs=1e-4)
 
 
 def test_captions_drawn_at_random_are_the_seeds(trained, folder, capsys):

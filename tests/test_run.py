@@ -6,10 +6,7 @@ from pathlib import Path
 import pytest
 
 import cli
-import run
 from cli import UserError, option
-from corpus import Example
-from loader import SPECIAL_TOKENS, Vocabulary
 from run import inherited_settings, resumed_settings
 
 
@@ -21,7 +18,6 @@ class Training(cli.BeamSettings):
     init: Path | None = option(None, "start from this model")
     hidden_size: int = option(512, "size", at_least=1, from_init=True)
     language: str = option("en", "language", from_init=True)
-    mirror: bool = option(True, "mirrored too", from_init="unless given")
     crop: float = option(0.6, "smallest part", resume="finetune")
     scst_samples: int = option(5, "samples", at_least=2, resume="scst")
     epochs: int = option(8, "times through", at_least=0, resume=True)
@@ -84,25 +80,8 @@ def test_init_brings_its_settings():
     theirs = cli.plain(Training(hidden_size=32, language="fr", epochs=9, beam_size=9))
     found = inherited_settings(settings, given, theirs, Path("best.pt"))
     assert found == replace(settings, hidden_size=32)
-    assert not inherited_settings(settings, given, {**theirs, "mirror": False}, Path("b.pt")).mirror
-    settings, given = cli.parse(Training, ["--init=best.pt", "--no-mirror", "--language=fr"])
-    assert not inherited_settings(settings, given, theirs, Path("best.pt")).mirror
     with pytest.raises(UserError) as caught:
         inherited_settings(settings, given, {**theirs, "language": "sv"}, Path("best.pt"))
     assert str(caught.value) == (
         "--language is sv in best.pt, not fr: leave the flag out, or start without --init."
     )
-
-
-@pytest.mark.parametrize(
-    ("language", "n_sided", "is_warned"), [("en", 1, False), ("en", 2, True), ("tlh", 2, False)]
-)
-def test_captions_that_tell_left_from_right_are_no_good_for_mirrored_pictures(
-    caplog, language, n_sided, is_warned
-):
-    texts = ["a dog", "a ball to the left", "a cat on the right"]
-    examples = [Example(f"{i}.jpg", Path(f"{i}.jpg"), [texts[i % 3]]) for i in range(6)]
-    examples = [e for e in examples if "dog" in e.captions[0]] * 3 + examples[1 : 1 + n_sided]
-    vocabulary = Vocabulary([*SPECIAL_TOKENS, "dog"], [1] * 5, language=language)
-    run._warn_of_sides(examples, vocabulary)
-    assert ("give --no-mirror" in caplog.text) is is_warned
