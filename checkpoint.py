@@ -175,8 +175,6 @@ def load(
             raise ValueError(
                 f"its model and its vocabulary of {len(vocabulary):,} words do not fit"
             )
-        for part in ("settings", "model"):
-            content[part].setdefault("pooled_layers", 1)  # what it was until version 0.6.0
         _check_values(content)
         model = _build(content, path.stat().st_size)
         if not model.is_finite():

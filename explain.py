@@ -28,7 +28,7 @@ from cli import UserError
 from files import whole_file
 from model import END, PAD, START, UNK
 from pictures import Source, read_image, transform
-from resnet import FoldedResNet, pool
+from resnet import FoldedResNet
 from search import mean_log_prob
 
 log = logging.getLogger(__name__)
@@ -155,18 +155,15 @@ def grad_cam(captioner: Captioner, pixels: Tensor, tokens: Sequence[int]) -> Exp
     Source: Grad-CAM, Selvaraju et al. 2017, arXiv:1610.02391; cell by cell as in HiResCAM, Draelos
     and Carin 2020, arXiv:2011.08891.
     """
-    # The deepest layer that takes maps fine enough, not beyond those that are pooled into features;
-    # layers 2, 3 and 4 take a 4th, 8th and 16th.
-    last = min(model.encoder.first_pooled for model in captioner.models) + 1
-    fine = [n for n in (3, 4) if n <= last and captioner.image_size >> n >= LEAST_UNITS]
+    # The deepest layer that takes maps fine enough; layers 2, 3 and 4 take a 4th, 8th and 16th.
+    fine = [layer for layer in (3, 4) if captioner.image_size >> layer >= LEAST_UNITS]
     layer = max(fine, default=2)
     maps, features = [], []
     for model in captioner.models:
         images = (pixels.to(model.device) - model.pixel_mean) / model.pixel_std  # (1, 3, S, S)
-        given, _ = FoldedResNet(model.encoder, torch.float32, layer)(images)
-        maps.append(given.requires_grad_())  # (1, C, s, s)
-        pooled = [pool(given)] if layer > model.encoder.first_pooled else []
-        features.append(model.encoder.run_layers(given, first=layer, pooled=pooled))  # (1, F)
+        given = FoldedResNet(model.encoder, torch.float32, layer)(images).requires_grad_()
+        maps.append(given)  # (1, C, s, s)
+        features.append(model.encoder.run_layers(given, first=layer))  # (1, F)
     n_tokens = len(tokens) + 1
     copies = [theirs.detach().expand(n_tokens, -1).requires_grad_() for theirs in features]
     scores = _token_scores(captioner, copies, tokens).diagonal()  # (D,)

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 # Part of every key: raised whenever ``pictures.transform`` or ``model.make_encoder`` changes its
 # numbers.
-CACHE_VERSION = 7
+CACHE_VERSION = 6
 LIST_EVERY = 10.0  # seconds; what an interruption can cost
 BATCH_SIZE = 32  # pictures encoded at a time
 
@@ -94,8 +94,7 @@ def load_features(
     device, precision = model.device, "f32"
     if has_bfloat16(device):
         precision = f"bf16-{device.type}"  # rounded otherwise on another kind of device
-    encoder, layers = model.options["encoder"], model.options["pooled_layers"]
-    name = f"{encoder}-{fingerprint(model.encoder)}-{layers}-{image_size}"
+    name = f"{model.options['encoder']}-{fingerprint(model.encoder)}-{image_size}"
     folder = cache / f"{name}-{precision}-v{CACHE_VERSION}"
     shards = _Shards(folder, (model.feature_size,), np.dtype(np.float32))
 

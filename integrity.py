@@ -116,11 +116,9 @@ def _is_dense(tensor: Tensor) -> bool:
 
 def check_options(options: Mapping[str, Any], decoder: Mapping[str, Tensor]) -> None:
     """Check a model's options against the tensors of its decoder: they decide what is allocated."""
-    others = ("encoder", "pooled_layers", "dropout")
-    sizes = {name: value for name, value in options.items() if name not in others}
+    sizes = {name: value for name, value in options.items() if name not in ("encoder", "dropout")}
     require(all(is_count(value, 1) for value in sizes.values()), "a size of its model is no size")
-    pooled_layers, dropout = options["pooled_layers"], options["dropout"]
-    require(is_count(pooled_layers, 1) and pooled_layers < 5, "it has no such layers to be pooled")
+    dropout = options["dropout"]
     require(is_number(dropout) and 0 <= dropout < 1, "its dropout is not from 0 to 1")
     vocabulary_size, embedding_size = decoder["word_embedding.weight"].shape
     _, hidden_size = decoder["output.weight"].shape
@@ -270,7 +268,7 @@ def check_used_settings(settings: Mapping[str, Any], options: Mapping[str, Any])
         require(is_text(settings[name]), f"its setting {name} is no text")
     size = settings["image_size"]
     require(is_count(size, 1) and size <= LARGEST_IMAGE, "its image_size is no size of an image")
-    for name in ("encoder", "embedding_size", "hidden_size", "num_layers", "pooled_layers"):
+    for name in ("encoder", "embedding_size", "hidden_size", "num_layers"):
         require(settings[name] == options[name], f"its setting {name} is not its model's")
 
 

@@ -108,7 +108,6 @@ class ImageCaptioningModel(nn.Module):
         embedding_size: int = 512,
         hidden_size: int = 512,
         num_layers: int = 1,
-        pooled_layers: int = 3,
         dropout: float = 0.5,
     ) -> None:
         """Build the model with random weights, all of the encoder frozen.
@@ -119,7 +118,6 @@ class ImageCaptioningModel(nn.Module):
             embedding_size: E, of image and word embeddings.
             hidden_size: H, of the LSTM.
             num_layers: L, of the LSTM.
-            pooled_layers: see ``ResNet``.
             dropout: rate for word embeddings, the LSTM's output and between its layers.
         """
         super().__init__()
@@ -129,12 +127,11 @@ class ImageCaptioningModel(nn.Module):
             "embedding_size": embedding_size,
             "hidden_size": hidden_size,
             "num_layers": num_layers,
-            "pooled_layers": pooled_layers,
             "dropout": dropout,
         }
         # The linear layer that replaces the ResNet's own `fc` stands beside it, not in it, so
         # that the features in front of it can be computed once and cached.
-        self.encoder = ResNet(encoder, pooled_layers)
+        self.encoder = ResNet(encoder)
         self.feature_size = self.encoder.feature_size
         self.feature_norm = FeatureNorm(self.feature_size)
         self.image_embedding = nn.Linear(self.feature_size, embedding_size)
@@ -227,9 +224,12 @@ class ImageCaptioningModel(nn.Module):
 
         def encode(pixels: Tensor) -> Tensor:
             maps = pixels.float().sub_(self.pixel_mean).div_(self.pixel_std)  # (N, 3, S, S)
-            maps, pooled = frozen(maps) if frozen else (maps, [])
-            with autocast_bfloat16(self.device):
-                return self.encoder.run_layers(maps, first=n_frozen, pooled=pooled)  # (N, F)
+            if frozen:
+                maps = frozen(maps)
+            if trained_layers:
+                with autocast_bfloat16(self.device):
+                    maps = self.encoder.run_layers(maps, first=n_frozen)
+            return maps.float()  # (N, F)
 
         return encode
 

@@ -10,7 +10,6 @@ gradients.
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,19 +30,13 @@ ALL_LAYERS = 5  # the stem, which counts as layer 0, and layer1 to layer4
 
 
 class ResNet(nn.Module):
-    """The network up to its pooled features, without the layer that names ImageNet's classes.
+    """The network up to its pooled features, without the layer that names ImageNet's classes."""
 
-    The features are the means of the maps of its last layers: `layer4` knows what there is,
-    `layer2` and `layer3` still know its colours and textures.
-    """
-
-    def __init__(self, name: str, pooled_layers: int = 1) -> None:
+    def __init__(self, name: str) -> None:
         """Random weights, after He et al. 2015, arXiv:1502.01852.
 
         Args:
             name: one of ``BLOCKS_PER_LAYER``.
-            pooled_layers: of how many of its last layers the means are taken, 1 to 4; 1 makes the
-                features of the paper.
 
         Attributes:
             feature_size: F.
@@ -62,25 +55,17 @@ class ResNet(nn.Module):
         self.layer2 = _layer(block, n2, 64 * factor, 128, stride=2)
         self.layer3 = _layer(block, n3, 128 * factor, 256, stride=2)
         self.layer4 = _layer(block, n4, 256 * factor, 512, stride=2)
-        self.first_pooled = ALL_LAYERS - pooled_layers  # the number of a layer
-        self.feature_size = factor * sum((64, 128, 256, 512)[-pooled_layers:])
+        self.feature_size = 512 * factor
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) normalised images → (N, F)."""
         return self.run_layers(images, first=0)
 
-    def run_layers(self, maps: Tensor, *, first: int, pooled: Sequence[Tensor] = ()) -> Tensor:
-        """What layer ``first`` takes, (N, C, S, S) → (N, F); 0 is the stem, which takes images.
-
-        ``pooled`` are the means of earlier layers, as ``FoldedResNet`` gives them.
-        """
-        layers = (self.stem, self.layer1, self.layer2, self.layer3, self.layer4)
-        pooled = list(pooled)
-        for number in range(first, ALL_LAYERS):
-            maps = layers[number](maps)
-            if number >= self.first_pooled:
-                pooled.append(pool(maps))
-        return torch.cat(pooled, dim=1)
+    def run_layers(self, maps: Tensor, *, first: int) -> Tensor:
+        """What layer ``first`` takes, (N, C, S, S) → (N, F); 0 is the stem, which takes images."""
+        for layer in (self.stem, self.layer1, self.layer2, self.layer3, self.layer4)[first:]:
+            maps = layer(maps)
+        return maps.mean(dim=(2, 3))  # of (N, F, S/32, S/32)
 
     def stem(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) normalised images → (N, 64, S/4, S/4)."""
@@ -144,11 +129,6 @@ class Bottleneck(nn.Module):
 
 
 Block = BasicBlock | Bottleneck
-
-
-def pool(maps: Tensor) -> Tensor:
-    """(N, C, S, S) → (N, C), the means in float32."""
-    return maps.mean(dim=(2, 3), dtype=torch.float32)
 
 
 def conv_norm(maps: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
@@ -217,45 +197,36 @@ class FoldedResNet:
         Args:
             resnet: copied from.
             dtype: that is computed in.
-            n_frozen: how many of its first layers; 1 is the stem alone, ``ALL_LAYERS`` all.
+            n_frozen: how many of its first layers; 1 is the stem alone, ``ALL_LAYERS`` all and the
+                pooling.
         """
-        self.dtype, self.first_pooled = dtype, resnet.first_pooled
+        self.dtype, self.is_whole = dtype, n_frozen == ALL_LAYERS
         self.stem = _Folded(dtype, resnet.conv1, resnet.bn1)
-        self.layers: list[list[tuple[list[_Folded], _Folded | None]]] = []
+        self.blocks: list[tuple[list[_Folded], _Folded | None]] = []
         for layer in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4)[: n_frozen - 1]:
-            self.layers.append([])
             for block in layer:
                 assert isinstance(block, Block)
                 convolutions = [_Folded(dtype, conv, norm) for conv, norm in block.pairs()]
                 downsample = _Folded(dtype, *block.downsample) if block.downsample else None
-                self.layers[-1].append((convolutions, downsample))
+                self.blocks.append((convolutions, downsample))
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(N, 3, S, S) normalised images → what the next layer takes, and what is pooled so far.
-
-        That is (N, C, S, S), and for ``ResNet.run_layers`` the means of those of these layers whose
-        means are features, (N, C) each.
-        """
+    def __call__(self, images: Tensor) -> Tensor:
+        """(N, 3, S, S) normalised images → (N, F), or what the next layer takes, (N, C, S, S)."""
         images = images.to(self.dtype, memory_format=torch.channels_last)
         if images.device.type != "cpu":
             return self._run(images)
-        runs = [self._run(part) for part in torch.split(images, BATCH_IN_CACHE)]
-        maps, pooled = zip(*runs, strict=True)
-        return torch.cat(maps), [torch.cat(parts) for parts in zip(*pooled, strict=True)]
+        return torch.cat([self._run(part) for part in torch.split(images, BATCH_IN_CACHE)])
 
-    def _run(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        maps, pooled = self.stem(images), []  # (N, 64, S/2, S/2)
+    def _run(self, images: Tensor) -> Tensor:
+        maps = self.stem(images)  # (N, 64, S/2, S/2)
         maps = F.max_pool2d(maps, kernel_size=3, stride=2, padding=1)
-        for number, layer in enumerate(self.layers, start=1):
-            for convolutions, downsample in layer:
-                shortcut = downsample(maps, relu=False) if downsample else maps
-                for convolution in convolutions[:-1]:
-                    maps = convolution(maps)
-                maps = convolutions[-1](maps, shortcut)
-            if number >= self.first_pooled:
-                pooled.append(pool(maps))
-        return maps, pooled
+        for convolutions, downsample in self.blocks:
+            shortcut = downsample(maps, relu=False) if downsample else maps
+            for convolution in convolutions[:-1]:
+                maps = convolution(maps)
+            maps = convolutions[-1](maps, shortcut)
+        return maps.mean(dim=(2, 3)) if self.is_whole else maps
 
 
 class _Folded:

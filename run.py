@@ -406,7 +406,6 @@ def make_model(
         embedding_size=settings["embedding_size"],
         hidden_size=settings["hidden_size"],
         num_layers=settings["num_layers"],
-        pooled_layers=settings["pooled_layers"],
         dropout=settings["dropout"],
     )
     if init:

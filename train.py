@@ -39,8 +39,6 @@ class Settings(cli.BeamSettings):
         "resnet50", "the network: resnet18, 34, 50, 101 or 152", group="model", from_init=True)
     encoder_weights: str = option(
         "IMAGENET1K_V1", "pretrained weights: torchvision's name, a file, or none", from_init=True)
-    pooled_layers: int = option(
-        3, "of how many of its last layers features are taken", at_least=1, below=5, from_init=True)
     image_size: int = option(
         224, "side of the square that pictures are resized to", at_least=32, from_init=True)
     embedding_size: int = option(

@@ -201,7 +201,7 @@ def last(tmp_path, monkeypatch):
     words = [*SPECIAL_TOKENS, "a", "dog", "runs"]
     model = tiny.make(len(words), encoder="tiny")
     optimizer = optimizer_of(model)
-    model(torch.randn(2, SIZE), *BATCH).sum().backward()
+    model(torch.randn(2, 512), *BATCH).sum().backward()
     optimizer.step()
     settings = train.Settings(
         encoder="tiny", embedding_size=8, hidden_size=8, image_size=32, run_name="a_run"
@@ -221,14 +221,13 @@ def last(tmp_path, monkeypatch):
             "corpus": "0123456789ab",
         },
         familiarity=Familiarity(
-            torch.zeros(SIZE), torch.ones(SIZE), torch.eye(SIZE)[:2], torch.arange(3.0)
+            torch.zeros(512), torch.ones(512), torch.eye(512)[:2], torch.arange(3.0)
         ),
     )
     checkpoint.save(tmp_path / "last.pt", trained)
     return tmp_path / "last.pt"
 
 
-SIZE = 896  # features of the last three layers of a ResNet as narrow as ResNet-18
 BATCH = (torch.tensor([[1, 4, 5, 2], [1, 5, 6, 2]]), torch.tensor([0, 1]), torch.tensor([1, 2, 5]))
 
 
@@ -248,7 +247,7 @@ def resume(path):
     checkpoint.model_card(resumed)
     optimizer = optimizer_of(resumed.model)
     restore_optimizer(optimizer, resumed.training["optimizer"])
-    resumed.model(torch.randn(2, SIZE), *BATCH).sum().backward()
+    resumed.model(torch.randn(2, 512), *BATCH).sum().backward()
     optimizer.step()
     return resumed
 

@@ -82,7 +82,7 @@ def test_the_words_log_probabilities_are_the_captions(n_models):
 
 
 def test_rivals_are_other_words_best_first():
-    captioner = captioner_of(model(2))
+    captioner = captioner_of(model())
     texts = set()
     for word in explain.words(captioner, picture(), TOKENS):
         nats = [value for _, value in word.rivals]
@@ -115,9 +115,7 @@ def test_the_whole_picture_hidden_is_the_mean_of_the_training(way):
     """As teacher forcing in training scores the caption, which takes another way to the logits."""
     made = model()
     captioner = captioner_of(made)
-    features = torch.cat(
-        [captioner.encode(picture().unsqueeze(0))[0], torch.zeros(1, made.feature_size)]
-    )
+    features = torch.cat([captioner.encode(picture().unsqueeze(0))[0], torch.zeros(1, 512)])
     features[1] = made.feature_norm.running_mean
     tokens = torch.tensor([[START, *TOKENS, END]] * 2)
     positions = torch.arange(tokens.numel())[tokens.flatten() != START]

@@ -100,7 +100,7 @@ def test_rows_are_the_encoders_and_the_encoder_stays_as_it_is(prepare, paths, fr
     kept, found, n_read = prepare(paths, frozen)
     assert n_read == 7
     assert kept == paths
-    assert (found.dtype, found.shape) == (torch.float32, (7, frozen.feature_size))
+    assert (found.dtype, found.shape) == (torch.float32, (7, 512))
     torch.testing.assert_close(found, features_of(paths, frozen))
     after = frozen.encoder.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
