@@ -87,13 +87,8 @@ class Reward:
     """
 
     def __init__(self, dataset: Flickr30k) -> None:
-        """Prepare each image's captions as references, without ``<start>``."""
-        tokens = dataset.tokens.cpu().tolist()
-        references: list[list[list[int]]] = [[] for _ in range(len(dataset))]
-        captions = zip(dataset.caption_to_image.tolist(), tokens, dataset.lengths, strict=True)
-        for image, ids, length in captions:
-            references[image].append(ids[1:length])
-        self.cider = CiderD(references)
+        """Prepare each image's captions as references."""
+        self.cider = CiderD(references_of(dataset))
 
     def __call__(self, image_index: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """CIDEr-D, in which a human caption gets about 0.7.
@@ -109,6 +104,16 @@ class Reward:
         hypotheses = np.where(tokens == PAD, -1, tokens)  # what `CiderD` pads with
         scores = self.cider.scores(np.repeat(image_index, n_samples), hypotheses)
         return scores.astype(np.float32).reshape(len(image_index), n_samples)
+
+
+def references_of(dataset: Flickr30k) -> list[list[list[int]]]:
+    """For each image its captions as ids, without ``<start>``."""
+    tokens = dataset.tokens.cpu().tolist()
+    references: list[list[list[int]]] = [[] for _ in range(len(dataset))]
+    captions = zip(dataset.caption_to_image.tolist(), tokens, dataset.lengths, strict=True)
+    for image, ids, length in captions:
+        references[image].append(ids[1:length])
+    return references
 
 
 def sample_captions(

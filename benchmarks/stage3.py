@@ -4,8 +4,8 @@
 
 The training photos are encoded once, whole and as random crops: the encoder stays as it is. Each
 way starts from the model and changes one thing of the first; it is scored on the validation photos
-with the model's own search. A way that is in --results already is not tried again. Prints a
-Markdown table.
+with the model's own search. A way that is in --results already with this seed is not tried again.
+Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from metrics import CiderD
 from model import PAD, START, ImageCaptioningModel, autocast_bfloat16
 from pictures import augment
 from search import caption
-from selfcritical import Reward, policy_gradient_loss, sample_captions
+from selfcritical import Reward, policy_gradient_loss, references_of, sample_captions
 
 CROP = 0.4  # least area of the random crops
 VALIDATIONS = 2  # an epoch
@@ -142,12 +142,9 @@ class _Loss:
         self.xe = partial(learning.cross_entropy, label_smoothing=0.1)
         self.step, self.scorers = 0, [self.reward.cider]
         if way.n_references < 5:
-            tokens, images = train_set.tokens.tolist(), train_set.caption_to_image
-            captions: list[list[list[int]]] = [[] for _ in range(len(train_set))]
-            for image, ids, length in zip(images, tokens, train_set.lengths, strict=True):
-                captions[image].append(ids[1:length])
+            references = references_of(train_set)
             self.scorers = [
-                CiderD([(2 * theirs)[k : k + way.n_references] for theirs in captions])
+                CiderD([(2 * theirs)[k : k + way.n_references] for theirs in references])
                 for k in range(5)
             ]
 
@@ -229,7 +226,8 @@ def table(results: list[dict]) -> str:
         shown = [", ".join(f"{s[n]:.1f}" for s in found["scores"]) for n in ("CIDEr", "BLEU-4")]
         distinct = f"{found['scores'][-1]['distinct']:.0f} %"
         rewards = ", ".join(f"{s['reward']:.2f}" for s in found["scores"][1:])
-        lines.append(f"| {found['way']} | {shown[0]} | {shown[1]} | {distinct} | {rewards} |")
+        way = f"{found['way']}, seed {found['seed']}"
+        lines.append(f"| {way} | {shown[0]} | {shown[1]} | {distinct} | {rewards} |")
     return "\n".join(lines)
 
 
@@ -248,10 +246,10 @@ def main() -> None:
     file = args.results
     file.parent.mkdir(parents=True, exist_ok=True)
     results = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    done = {found["way"] for found in results}
+    done = {(found["way"], found["seed"]) for found in results}
     shared = prepare(args.model, args.data, args.cache, args.views)
     for name in args.ways:
-        if name in done:
+        if (name, args.seed) in done:
             continue
         scores = []
         for epochs, found in shared.run(WAYS[name], args.epochs, args.seed):
