@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound="DataclassInstance")
 T = TypeVar("T")
 
-VERSION = "0.5.0"
+VERSION = "0.6.0"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DONE, SOME_FAILED, FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 PROGRESS_AFTER, PROGRESS_EVERY = 10.0, 600.0  # seconds: the first line, the longest silence
@@ -114,6 +114,13 @@ class BeamSettings:
     )
     no_repeat_ngram_size: int = option(
         3, "words in a row that no caption repeats; 0: any", at_least=0, resume=True
+    )
+    image_weight: float = option(
+        1.2,
+        "how much the picture counts; 1: as it did in training",
+        at_least=0,
+        below=100,
+        resume=True,
     )
 
     def __post_init__(self) -> None:

@@ -204,7 +204,8 @@ def _scores(captioner: Captioner, features: Sequence[Tensor], tokens: Tensor) ->
     logits = []
     for model, theirs in zip(captioner.models, features, strict=True):
         inputs = F.pad(tokens, (1, 0), value=START).expand(len(theirs), -1).to(model.device)
-        logits.append(model.eval().step(inputs, model.init_state(theirs))[0])
+        state = model.eval().init_state(theirs, captioner.search.image_weight)
+        logits.append(model.step(inputs, state)[0])
     return mean_log_prob(logits)
 
 

@@ -233,13 +233,16 @@ class ImageCaptioningModel(nn.Module):
 
         return encode
 
-    def project(self, features: Tensor) -> Tensor:
-        """Project pooled features into the word-embedding space: (N, F) → (N, E)."""
-        return self.image_embedding(self.feature_norm(features))
+    def project(self, features: Tensor, weight: float = 1.0) -> Tensor:
+        """Project pooled features into the word-embedding space: (N, F) → (N, E).
 
-    def init_state(self, features: Tensor) -> State:
-        """The decoder's state after the image: (N, F) → N rows."""
-        image = self.project(features)  # (N, E)
+        ``weight`` multiplies how far they are from the mean of the training images.
+        """
+        return self.image_embedding(weight * self.feature_norm(features))
+
+    def init_state(self, features: Tensor, image_weight: float = 1.0) -> State:
+        """The decoder's state after the image, weighed as in ``project``: (N, F) → N rows."""
+        image = self.project(features, image_weight)  # (N, E)
         _, (hidden, cell) = self._run_lstm(image.unsqueeze(1))
         return State(hidden, cell, image)
 

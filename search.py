@@ -32,6 +32,8 @@ class Search(cli.SamplingSettings):
         length_penalty: the exponent of the length that a log-probability is divided by: 0 favours
             short captions, 1 ranks by the mean per token.
         no_repeat_ngram_size: no caption holds the same n-gram of so many words twice; 0 lets them.
+        image_weight: what an image's features, less their mean over the training images, are
+            multiplied by. Somewhat above 1 captions say more of what sets the image apart.
         temperature: 0 searches for the best captions; above 0 they are sampled from the softmax
             of the logits divided by it.
         top_p: sample from the likeliest tokens that make up this share (arXiv:1904.09751).
@@ -102,7 +104,9 @@ def _by_batches(
     decode = _sampled if search.temperature else _beam_search
     for start in range(0, len(features[0]), batch_size):
         states = [
-            model.eval().init_state(theirs[start : start + batch_size].to(model.device))
+            model.eval().init_state(
+                theirs[start : start + batch_size].to(model.device), search.image_weight
+            )
             for model, theirs in zip(models, features, strict=True)
         ]
         yield from decode(models, states, search)

@@ -112,6 +112,13 @@ def test_searches_as_it_validated_but_for_what_is_given(trained):
     assert loaded.search({"temperature": 0.5, "beam_size": 4}).beam_size == 4
 
 
+def test_a_model_of_0_5_0_searches_as_it_did(trained, tmp_path):
+    path = edited(trained, tmp_path, lambda content: content["settings"].pop("image_weight"))
+    assert checkpoint.load(path, CPU).search().image_weight == 1.0
+    assert checkpoint.load(path, CPU).search({"image_weight": 1.2}).image_weight == 1.2
+    assert cli.BeamSettings().image_weight == 1.2
+
+
 def test_a_vocabulary_that_does_not_fit_the_model(trained, tmp_path):
     def shorten(content):
         content["vocabulary"]["words"].pop()

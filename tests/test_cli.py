@@ -187,13 +187,20 @@ def test_help_has_groups_a_fixed_width_and_examples(capsys, monkeypatch):
     assert flags(data) == ["--image", "--title"]
     assert flags(model) == ["--encoder", "--weights"]
     beam = ["--beam-size", "--max-words", "--length-penalty", "--no-repeat-ngram-size"]
-    assert flags(search) == ["--n-best", *beam, "--temperature", "--top-p", "--seed"]
+    assert flags(search) == [
+        "--n-best",
+        *beam,
+        "--image-weight",
+        "--temperature",
+        "--top-p",
+        "--seed",
+    ]
     assert flags(run) == ["--learning-rate-of-the-encoder"]
     assert "--encoder NAME" in model
     names = "the encoder: resnet18, resnet34, resnet50 (default: resnet18)"
     assert names in " ".join(model.split())
     assert "--weights FILE" in model
-    assert search.count("(default: as in training)") == 4
+    assert search.count("(default: as in training)") == 5
     assert "(default: 1.0)" in search
     assert examples.splitlines()[1:] == [f"  {line}" for line in Grouped.EXAMPLES]
 
@@ -274,6 +281,7 @@ FLAGS = [
     *("patience", "finetune-epochs", "finetune-layers", "finetune-learning-rate", "crop"),
     *("encoder-learning-rate", "scst-epochs", "scst-learning-rate", "scst-samples"),
     *("beam-size", "max-words", "length-penalty", "no-repeat-ngram-size", "init", "demo"),
+    "image-weight",
     *("resume", "checkpoints", "runs", "run-name", "cache", "device", "seed", "quiet", "debug"),
     *("output", "overwrite", "sentence", "image", "n-best", "top-p", "help", "version"),
 ]
@@ -324,6 +332,7 @@ def test_settings_of_the_search_are_checked():
         "max_words": 20,
         "length_penalty": 1.0,
         "no_repeat_ngram_size": 3,
+        "image_weight": 1.2,
     }
     assert set(vars(cli.BeamSettings())) == cli.SamplingSettings.AS_IN_TRAINING
     for wrong, message in (

@@ -82,7 +82,9 @@ def test_eight_captions_overfit():
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.05
-    found = search.caption([model], [features], search.Search(no_repeat_ngram_size=0))
+    found = search.caption(
+        [model], [features], search.Search(no_repeat_ngram_size=0, image_weight=1.0)
+    )
     assert [hypotheses[0].tokens for hypotheses in found] == tokens[:, 1:-1].tolist()
 
 

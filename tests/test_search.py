@@ -12,8 +12,8 @@ from search import Search, caption, sample
 
 
 def caption_with(model, features, *, batch_size=64, **changed):
-    """Without a ban on repetition, unless one is given."""
-    search = Search(**{"no_repeat_ngram_size": 0, **changed})
+    """Without a ban on repetition and more weight of the image, unless they are given."""
+    search = Search(**{"no_repeat_ngram_size": 0, "image_weight": 1.0, **changed})
     return caption([model], [features], search, batch_size=batch_size)
 
 
@@ -43,6 +43,22 @@ def test_beam_1_is_greedy():
             said.append(word)
         assert found[0].tokens == said
         assert len(found) == 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_weighs_what_sets_an_image_apart_from_the_mean(temperature):
+    model = make()
+    features = features_of(model)
+    model.set_feature_stats(features + torch.rand_like(features))
+    mean = model.feature_norm.running_mean
+    for weight in (0.0, 1.0, 1.5):
+        torch.manual_seed(0)
+        found = caption_with(model, features, image_weight=weight, temperature=temperature)
+        torch.manual_seed(0)
+        further = caption_with(model, mean + weight * (features - mean), temperature=temperature)
+        assert [h[0].tokens for h in found] == [h[0].tokens for h in further]
+        scores = torch.tensor([[h[0].log_prob for h in by] for by in (found, further)])
+        torch.testing.assert_close(*scores, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 0.7, 1.0])
@@ -215,7 +231,7 @@ def test_a_small_nucleus_is_greedy_search():
 def test_an_ensemble_has_the_mean_of_its_models_probabilities():
     first, second = make(), make(hidden_size=12, encoder="resnet50")
     images = [features_of(first, 4), features_of(second, 4)]
-    found = caption([first, second], images, Search(beam_size=1, max_words=1))
+    found = caption([first, second], images, Search(beam_size=1, max_words=1, image_weight=1.0))
     for row, (hypothesis, *_) in enumerate(found):
         word = hypothesis.tokens
         each = [
