@@ -47,6 +47,7 @@ IMPORTS = {  # file → the files of ours it may import
         *("integrity", "learning", "loader", "search", "model", "resnet", "cli", "files"),
         "familiarity",
     },
+    "distillation": {"checkpoint", "learning", "loader", "model", "cli"},
     "yardsticks": {"metrics", "corpus", "splits", "tables"},
     "report": {"familiarity", "pictures", "cli", "files", "tables", "yardsticks"},
     "compare": {"metrics", "cli"},
@@ -78,7 +79,7 @@ IMPORTS = {  # file → the files of ours it may import
     "app": {"explain", "captioner", "checkpoint", "demo", "model", "pictures", "cli"},
     "train": {
         *("run", "logs", "checkpoint", "features", "learning", "selfcritical", "loader", "demo"),
-        *("pictures", "resnet", "corpus", "cli", "integrity", "distributed"),
+        *("distillation", "pictures", "resnet", "corpus", "cli", "integrity", "distributed"),
         "agreement",
     },
 }
