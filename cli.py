@@ -151,14 +151,8 @@ class SamplingSettings(BeamSettings):
 
 
 def plain(settings: DataclassInstance) -> dict[str, Any]:
-    """Settings as a checkpoint holds them: paths as text, tuples as lists."""
-    return {name: _plain(value) for name, value in vars(settings).items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(one) for one in value]
-    return str(value) if isinstance(value, Path) else value
+    """Settings as a checkpoint holds them: paths as text."""
+    return {n: str(v) if isinstance(v, Path) else v for n, v in vars(settings).items()}
 
 
 def typed(settings_class: type[DataclassInstance], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,13 +162,8 @@ def typed(settings_class: type[DataclassInstance], values: Mapping[str, Any]) ->
     """
     types = typing.get_type_hints(settings_class)
     found = {f.name: values.get(f.name, f.default) for f in dataclasses.fields(settings_class)}
-    return {name: _typed(value, types[name]) for name, value in found.items()}
-
-
-def _typed(value: Any, kind: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(_typed(one, typing.get_args(kind)[0]) for one in value)
-    return Path(value) if value is not None and kind in (Path, Path | None) else value
+    paths = {n for n, v in found.items() if v is not None and types[n] in (Path, Path | None)}
+    return {n: Path(v) if n in paths else v for n, v in found.items()}
 
 
 # --------------------------------------------------------------------------- command line
@@ -346,7 +335,7 @@ def _message(error: Exception, settings: Any) -> str | None:
         less = "close other programs, or give a smaller --beam-size."
         if batch_size := getattr(settings, "batch_size", None):
             less = f"give a --batch-size below {batch_size:,}, or less of what else takes it "
-            less += "(teachers, beam, sizes of model and images)."
+            less += "(beam, sizes of model and images)."
         return f"there is not enough memory: {less}"
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""

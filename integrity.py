@@ -248,8 +248,6 @@ def _is_of(value: object, kind: Any) -> bool:
     """Whether a plain value is one of a setting's type; a path is text."""
     if isinstance(kind, UnionType):
         return any(_is_of(value, one) for one in typing.get_args(kind))
-    if typing.get_origin(kind) is tuple:
-        return isinstance(value, list) and all(_is_of(v, typing.get_args(kind)[0]) for v in value)
     if kind is float:  # `--clip-norm inf` is fine, and nan is refused with the ranges
         return type(value) is float or is_number(value)
     if kind is int:

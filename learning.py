@@ -39,13 +39,7 @@ LossFunction = Callable[[ImageCaptioningModel, Tensor, Batch], Loss]
 
 
 def cross_entropy(
-    model: ImageCaptioningModel,
-    features: Tensor,
-    batch: Batch,
-    *,
-    label_smoothing: float,
-    teacher: Callable[[Batch], Tensor] | None = None,
-    teacher_weight: float = 0.0,
+    model: ImageCaptioningModel, features: Tensor, batch: Batch, *, label_smoothing: float
 ) -> Loss:
     """Cross-entropy of the captions' words with teacher forcing.
 
@@ -54,8 +48,6 @@ def cross_entropy(
         features: (N, F), of the batch's images.
         batch: its captions.
         label_smoothing: share of the target spread over all words, arXiv:1512.00567 section 7.
-        teacher: gives (n_words, V) probabilities, which are a part of the target.
-        teacher_weight: how large a part; the rest is people's words.
 
     Returns:
         The mean per word; logged is the sum in nats without label smoothing.
@@ -65,10 +57,7 @@ def cross_entropy(
     share = batch.whole and batch.whole.captions
     with autocast_bfloat16(features.device):
         logits = model(features, batch.tokens, batch.caption_to_image, batch.positions, share)
-    soft = teacher(batch) if teacher else None
-    mean, nats = word_losses(
-        logits, batch.targets, label_smoothing, batch.n_words, soft, teacher_weight
-    )
+    mean, nats = word_losses(logits, batch.targets, label_smoothing, batch.n_words)
     return Loss(mean, nats, batch.n_words)
 
 
@@ -79,12 +68,7 @@ def no_loss(model: ImageCaptioningModel, count: int) -> Loss:
 
 
 def word_losses(
-    logits: Tensor,
-    targets: Tensor,
-    label_smoothing: float,
-    n_words: int | None = None,
-    soft_targets: Tensor | None = None,
-    soft_weight: float = 0.0,
+    logits: Tensor, targets: Tensor, label_smoothing: float, n_words: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of words.
 
@@ -93,16 +77,11 @@ def word_losses(
         targets: (n_words,) ids.
         label_smoothing: as for ``cross_entropy``.
         n_words: what the sum is divided by; None: by the number of these words.
-        soft_targets: (n_words, V) probabilities, a part of the target beside the words.
-        soft_weight: how large a part.
 
     Returns:
-        The mean to minimise, and the sum in nats of the words alone, without smoothing and
-        gradient.
+        The mean to minimise, and the sum in nats without smoothing and gradient.
     """
-    mean, nats = _WordLosses.apply(
-        logits, targets, label_smoothing, n_words or len(targets), soft_targets, soft_weight
-    )
+    mean, nats = _WordLosses.apply(logits, targets, label_smoothing, n_words or len(targets))
     return mean, nats
 
 
@@ -116,47 +95,33 @@ class _WordLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        logits: Tensor,
-        targets: Tensor,
-        label_smoothing: float,
-        divisor: int,
-        soft_targets: Tensor | None,
-        soft_weight: float,
+        ctx: Any, logits: Tensor, targets: Tensor, label_smoothing: float, divisor: int
     ) -> tuple[Tensor, Tensor]:
         n_words, vocabulary_size = logits.shape
-        hard_weight = 1.0 if soft_targets is None else 1 - soft_weight
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         is_cpu = logits.device.type == "cpu"
         chunk_rows = max(1, CHUNK_LOGITS // vocabulary_size) if is_cpu else n_words
         nats = logits.new_zeros((), dtype=torch.float32)
         uniform_nats = nats.clone()  # if every word of the vocabulary were as much the target
-        soft_nats = nats.clone()
         for start in range(0, n_words, chunk_rows):
             rows = slice(start, start + chunk_rows)
             log_probs = F.log_softmax(logits[rows], dim=-1, dtype=torch.float32)
             index = targets[rows].unsqueeze(1)
             nats -= log_probs.gather(1, index).sum()
             uniform_nats -= log_probs.sum() / vocabulary_size
-            if soft_targets is not None:
-                soft_nats -= (log_probs * soft_targets[rows]).sum()
             if gradient is not None:  # softmax less the smoothed target
-                grad = log_probs.exp_().sub_(hard_weight * label_smoothing / vocabulary_size)
-                of_word = grad.new_full(index.shape, hard_weight * (label_smoothing - 1))
-                grad.scatter_add_(1, index, of_word)
-                if soft_targets is not None:
-                    grad.sub_(soft_targets[rows], alpha=soft_weight)
+                grad = log_probs.exp_().sub_(label_smoothing / vocabulary_size)
+                grad.scatter_add_(1, index, grad.new_full(index.shape, label_smoothing - 1))
                 gradient[rows] = grad.mul_(1 / divisor)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(nats)
-        hard_nats = (1 - label_smoothing) * nats + label_smoothing * uniform_nats
-        return (hard_weight * hard_nats + (1 - hard_weight) * soft_nats) / divisor, nats
+        return ((1 - label_smoothing) * nats + label_smoothing * uniform_nats) / divisor, nats
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, loss_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, loss_gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient.mul_(loss_gradient), None, None, None, None, None
+        return gradient.mul_(loss_gradient), None, None, None
 
 
 def make_optimizer(

@@ -27,7 +27,7 @@ from checkpoint import Checkpoint
 from cli import UserError
 from corpus import Corpus, load_corpus
 from features import encode_all, load_features, load_pixels
-from learning import Loss, Meter, Reading, Stage, TrainState, is_better, no_loss, word_losses
+from learning import Loss, Meter, Reading, Stage, TrainState, no_loss, word_losses
 from loader import Flickr30k, Vocabulary, batches, plan_batches
 from model import ImageCaptioningModel
 from pretrained import load_encoder
@@ -120,24 +120,6 @@ class Run:
             references = [example.captions for example in val_set.examples]
             scores |= metrics.score(captions, references)
         return distributed.same(scores), captions  # all have to agree when patience ends
-
-    def record_epoch(
-        self,
-        stage: Stage,
-        state: TrainState,
-        scores: dict[str, float],
-        captions: list[str],
-        learned: Reading,
-    ) -> None:
-        """Log an epoch, and save the model if it is the best so far."""
-        is_best = not state.best_scores or is_better(scores, state.best_scores)
-        state.epochs_without_improvement = 0 if is_best else state.epochs_without_improvement + 1
-        where = f"{stage.name} {state.epoch}/{stage.epochs}"
-        log.info(logs.epoch_line(where, stage.measure, learned, scores, captions, is_best=is_best))
-        if is_best:
-            state.best_scores = scores
-            state.best_epoch = f"epoch {state.epoch} of {stage.epochs} ({stage.name})"
-            self.save_best(state)
 
     def save_best(self, state: TrainState) -> None:
         """Write the model as it is now to ``best.pt``."""

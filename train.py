@@ -67,10 +67,6 @@ class Settings(cli.BeamSettings):
         5e-4, "peak for the decoder in stage 2", at_least=0, resume="finetune")
     encoder_learning_rate: float = option(
         1e-4, "peak for the encoder in stage 2", at_least=0, resume="finetune")
-    teacher: tuple[Path, ...] = option(
-        (), "trained models whose expectations stage 2 learns beside the captions", resume=True)
-    teacher_weight: float = option(
-        0.5, "how much of the target is a teacher's", at_least=0, resume="finetune")
     crop: float = option(
         0.6, "least area of random crops in stages 2 and 3; 1: neither crops nor mirroring",
         at_least=0.05, resume="finetune")
@@ -101,8 +97,6 @@ class Settings(cli.BeamSettings):
             raise ValueError("--epochs, --finetune-epochs and --scst-epochs are all 0")
         if self.crop > 1:
             raise ValueError(f"--crop must be at most 1, got {self.crop}")
-        if self.teacher_weight > 1:
-            raise ValueError(f"--teacher-weight must be at most 1, got {self.teacher_weight}")
 
 
 if __name__ == "__main__":  # before the slow imports
@@ -127,9 +121,8 @@ import learning
 import logs
 from checkpoint import Checkpoint
 from cli import UserError
-from distillation import Teachers, load_teachers
 from integrity import restore_optimizer
-from learning import Loss, LossFunction, Meter, Reading, Stage, TrainState
+from learning import Loss, LossFunction, Meter, Reading, Stage, TrainState, is_better
 from loader import Batch, Flickr30k, Plan, batches, plan_batches
 from pictures import augment
 from resnet import ALL_LAYERS, BLOCKS_PER_LAYER
@@ -173,13 +166,9 @@ def make_stages(s: Settings) -> list[Stage]:
     # fmt: on
 
 
-def make_loss(
-    settings: Settings, stage: Stage, train_set: Flickr30k, teachers: Teachers | None
-) -> LossFunction:
+def make_loss(settings: Settings, stage: Stage, train_set: Flickr30k) -> LossFunction:
     """The loss of a stage; the self-critical one has some cross-entropy beside it."""
     xe = partial(learning.cross_entropy, label_smoothing=settings.label_smoothing)
-    if stage.name == "finetune" and teachers:
-        return partial(xe, teacher=teachers, teacher_weight=settings.teacher_weight)
     if stage.loss == "cross-entropy":
         return xe
     return SelfCritical(
@@ -217,7 +206,6 @@ def train(settings: Settings, given: frozenset[str]) -> None:
         torch.manual_seed(settings.seed)
         vocabulary = last.vocabulary if last else make_vocabulary(cli.plain(settings), corpus, init)
         model = last.model if last else make_model(cli.plain(settings), vocabulary, init)
-        teachers = load_teachers(cli.plain(settings), vocabulary, device, stages)
     run_name = distributed.same(run_name)
     plain_settings = cli.plain(replace(settings, run_name=run_name))
     model.to(device)
@@ -240,8 +228,7 @@ def train(settings: Settings, given: frozenset[str]) -> None:
             val_set = run.load_split("val", as_pixels=not is_frozen)
             if last is None and state.step == 0:
                 begin_run(run, stage, state, train_set, val_set, is_init=init is not None)
-            loss = make_loss(settings, stage, train_set, teachers)
-            train_stage(settings, run, stage, state, loss, train_set, val_set, optimizer_state)
+            train_stage(settings, run, stage, state, train_set, val_set, optimizer_state)
         run.finish(state)
     if distributed.is_first():
         print(logs.closing_lines(plain_settings, state, val_set.examples))
@@ -261,7 +248,7 @@ def begin_run(
         checkpoint.set_aside(run.folder, run.tensorboard.folder)
     if is_init:  # its scores are those that every epoch has to surpass
         scores, captions = run.validate(val_set)
-        run.record_epoch(stage, state, scores, captions, Reading())
+        record_epoch(run, stage, state, scores, captions, Reading())
         run.log_epoch(scores, captions, val_set, state)
     elif train_set.features is not None:  # an encoder that trains has those of each batch
         run.model.set_feature_stats(train_set.features)
@@ -272,7 +259,6 @@ def train_stage(
     run: Run,
     stage: Stage,
     state: TrainState,
-    loss_function: LossFunction,
     train_set: Flickr30k,
     val_set: Flickr30k,
     optimizer_state: dict[str, Any] | None,
@@ -285,6 +271,7 @@ def train_stage(
     optimizer = prepare_stage(settings, run, stage, state, train_set, optimizer_state)
     gradients = distributed.Gradients(model.parameters())
     encode = model.make_encoder(stage.trained_layers)
+    loss_function = make_loss(settings, stage, train_set)
     saved_at = time.perf_counter()
 
     with run.saved_if_stopped(state, optimizer):
@@ -312,8 +299,7 @@ def train_stage(
 
                     features = batch.features
                     if features is None:
-                        pixels = augmented(batch, train_set, stage)
-                        batch, features = replace(batch, pixels=pixels), encode(pixels)
+                        features = encode(augmented(batch, train_set, stage))
                     loss = loss_function(model, features, batch)
 
                     gradients.clear()
@@ -342,7 +328,7 @@ def train_stage(
             scores, captions = run.validate(val_set)
             with cli.finish_before_stopping():
                 state.finish_epoch()
-                run.record_epoch(stage, state, scores, captions, learned)
+                record_epoch(run, stage, state, scores, captions, learned)
                 run.save_last(state, optimizer)
                 run.log_epoch(scores, captions, val_set, state)
     if state.epoch < stage.epochs:
@@ -387,6 +373,25 @@ def augmented(batch: Batch, dataset: Flickr30k, stage: Stage) -> Tensor:
         return batch.pixels
     may_mirror, share = dataset.may_mirror[batch.image_index], batch.whole and batch.whole.images
     return augment(batch.pixels, may_mirror, crop=stage.crop, share=share)
+
+
+def record_epoch(
+    run: Run,
+    stage: Stage,
+    state: TrainState,
+    scores: dict[str, float],
+    captions: list[str],
+    learned: Reading,
+) -> None:
+    """Log an epoch, and save the model if it is the best so far."""
+    is_best = not state.best_scores or is_better(scores, state.best_scores)
+    state.epochs_without_improvement = 0 if is_best else state.epochs_without_improvement + 1
+    where = f"{stage.name} {state.epoch}/{stage.epochs}"
+    log.info(logs.epoch_line(where, stage.measure, learned, scores, captions, is_best=is_best))
+    if is_best:
+        state.best_scores = scores
+        state.best_epoch = f"epoch {state.epoch} of {stage.epochs} ({stage.name})"
+        run.save_best(state)
 
 
 # --------------------------------------------------------------------------- where a run starts

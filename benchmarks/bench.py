@@ -247,7 +247,7 @@ class Training:
         self.model.set_feature_stats(features)
         self.train_set = Flickr30k(examples, self.vocabulary, DEVICE, features=features)
         self.stage = stages[stage]
-        self.loss_function = train.make_loss(settings, self.stage, self.train_set, teachers=None)
+        self.loss_function = train.make_loss(settings, self.stage, self.train_set)
         self.optimizer = learning.make_optimizer(
             self.model,
             learning_rate=self.stage.learning_rate,

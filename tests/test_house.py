@@ -47,7 +47,6 @@ IMPORTS = {  # file → the files of ours it may import
         *("integrity", "learning", "loader", "search", "model", "resnet", "cli", "files"),
         "familiarity",
     },
-    "distillation": {"checkpoint", "learning", "loader", "model", "cli"},
     "yardsticks": {"metrics", "corpus", "splits", "tables"},
     "report": {"familiarity", "pictures", "cli", "files", "tables", "yardsticks"},
     "compare": {"metrics", "cli"},
@@ -79,7 +78,7 @@ IMPORTS = {  # file → the files of ours it may import
     "app": {"explain", "captioner", "checkpoint", "demo", "model", "pictures", "cli"},
     "train": {
         *("run", "logs", "checkpoint", "features", "learning", "selfcritical", "loader", "demo"),
-        *("distillation", "pictures", "resnet", "corpus", "cli", "integrity", "distributed"),
+        *("pictures", "resnet", "corpus", "cli", "integrity", "distributed"),
         "agreement",
     },
 }
