@@ -335,18 +335,18 @@ def recorded(folder: Path) -> list[Path]:
 def check_record(path: Path, made: Mapping[str, Any]) -> None:
     """Raise a ``UserError`` if captions were made in another way, or nobody knows how."""
     before = read_record(path)
-    if not made.keys() <= before.keys():
-        raise UserError(
-            f"{path} cannot be resumed: {record_of(path)}, which tells how it was written, is "
-            "missing or damaged. Give another --output, or --overwrite to begin anew."
-        )
-    different = [name for name in made if before[name] != made[name]]
+    different = [name for name in made if name in before and before[name] != made[name]]
     if different:
         name = different[0]
         how = f"with {OTHER.get(name) or f'{flag(name)} {before[name]}, not {made[name]}'}"
         if isinstance(made[name], bool):
             how = f"{'without' if made[name] else 'with'} {flag(name)}"
         raise UserError(f"{path} was written {how}: give the same again, or another --output.")
+    if not made.keys() <= before.keys():
+        raise UserError(
+            f"{path} cannot be resumed: {record_of(path)}, which tells how it was written, is "
+            "missing or damaged. Give another --output, or --overwrite to begin anew."
+        )
 
 
 def _pack_parquet(part: Path) -> None:

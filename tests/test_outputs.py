@@ -169,6 +169,19 @@ def test_a_file_made_in_another_way_is_not_resumed(trained, folder, capsys, flag
     assert Path("captions.csv.part").read_bytes() == content
 
 
+def test_a_file_of_another_version_is_told_so(trained, folder, capsys):
+    """What that version did not know of is missing from its record, which is not damaged."""
+    path, _ = begin(trained, folder, ".csv")
+    record = Path(".captions.csv.part.run.json")
+    facts = {**json.loads(record.read_text()), "version": "0.5.0"}
+    del facts["image_weight"]
+    record.write_text(json.dumps(facts))
+    capsys.readouterr()
+    assert run(trained, folder, "--output", path, "--resume") == 2
+    assert "captions.csv.part was written with" in (err := capsys.readouterr().err)
+    assert "version" in err
+
+
 def test_a_file_of_another_model_is_not_resumed(trained, folder, capsys):
     path, _ = begin(trained, folder, ".csv")
     last = trained.checkpoints / "last.pt"
