@@ -24,7 +24,7 @@ WAYS = pytest.mark.parametrize("way", [explain.occlusion, explain.grad_cam])
 def captioner_of(*models, **asked):
     vocabulary = Vocabulary([*SPECIAL_TOKENS, *WORDS], [1] * 12, language="en")
     settings = {"image_size": SIZE, "beam_size": 2, "max_words": 9, "length_penalty": 1.0}
-    settings["no_repeat_ngram_size"] = 1
+    settings.update(no_repeat_ngram_size=1, image_weight=1.2)
     made = [Checkpoint(m, vocabulary, settings, epoch=1, scores={}, started_at="") for m in models]
     return Captioner(made, asked)
 
@@ -114,7 +114,7 @@ def test_a_decoder_that_ignores_the_picture_has_empty_maps(way):
 def test_the_whole_picture_hidden_is_the_mean_of_the_training(way):
     """As teacher forcing in training scores the caption, which takes another way to the logits."""
     made = model()
-    captioner = captioner_of(made)
+    captioner = captioner_of(made, image_weight=1.0)
     features = torch.cat([captioner.encode(picture().unsqueeze(0))[0], torch.zeros(1, 512)])
     features[1] = made.feature_norm.running_mean
     tokens = torch.tensor([[START, *TOKENS, END]] * 2)

@@ -47,7 +47,7 @@ import resnet
 resnet.HAS_FUSED_CONV = False
 from model import ImageCaptioningModel as Model
 project = Model.project
-Model.project = lambda self, features: project(self, features.double())
+Model.project = lambda self, features, weight=1.0: project(self, features.double(), weight)
 """
 
 
