@@ -163,7 +163,7 @@ def load(
     with _explained(path):
         if not all(isinstance(content[part], dict) for part in PARTS):
             raise ValueError("a part of it is of another kind")
-        content["settings"].setdefault("image_weight", 1.0)  # until 0.5.0
+        content["settings"].setdefault("image_weight", 1.0)  # of those before 0.6.0
         encoder = content["model"]["encoder"]
         if isinstance(encoder, str) and encoder not in BLOCKS_PER_LAYER:
             raise UserError(

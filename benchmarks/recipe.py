@@ -111,6 +111,7 @@ WRITTEN = {  # the recipe's models with another search
     "no length penalty": {"length_penalty": 0.0},
     "length penalty 0.7": {"length_penalty": 0.7},
     "length penalty 1.3": {"length_penalty": 1.3},
+    "image weight 1": {"image_weight": 1.0},
     "repeated phrases allowed": {"no_repeat_ngram_size": 0},
 }
 

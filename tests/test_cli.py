@@ -187,14 +187,8 @@ def test_help_has_groups_a_fixed_width_and_examples(capsys, monkeypatch):
     assert flags(data) == ["--image", "--title"]
     assert flags(model) == ["--encoder", "--weights"]
     beam = ["--beam-size", "--max-words", "--length-penalty", "--no-repeat-ngram-size"]
-    assert flags(search) == [
-        "--n-best",
-        *beam,
-        "--image-weight",
-        "--temperature",
-        "--top-p",
-        "--seed",
-    ]
+    weight_and_sampling = ["--image-weight", "--temperature", "--top-p", "--seed"]
+    assert flags(search) == ["--n-best", *beam, *weight_and_sampling]
     assert flags(run) == ["--learning-rate-of-the-encoder"]
     assert "--encoder NAME" in model
     names = "the encoder: resnet18, resnet34, resnet50 (default: resnet18)"
@@ -280,8 +274,8 @@ FLAGS = [
     *("batch-size", "learning-rate", "warmup", "weight-decay", "label-smoothing", "clip-norm"),
     *("patience", "finetune-epochs", "finetune-layers", "finetune-learning-rate", "crop"),
     *("encoder-learning-rate", "scst-epochs", "scst-learning-rate", "scst-samples"),
-    *("beam-size", "max-words", "length-penalty", "no-repeat-ngram-size", "init", "demo"),
-    "image-weight",
+    *("beam-size", "max-words", "length-penalty", "no-repeat-ngram-size", "image-weight"),
+    *("init", "demo"),
     *("resume", "checkpoints", "runs", "run-name", "cache", "device", "seed", "quiet", "debug"),
     *("output", "overwrite", "sentence", "image", "n-best", "top-p", "help", "version"),
 ]
