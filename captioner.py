@@ -80,6 +80,7 @@ class Captioner:
         self.vocabulary, self.image_size = ensemble[0].vocabulary, ensemble[0].image_size
         self.familiarity = ensemble[0].familiarity
         self._search = ensemble[0].search
+        self._neighbours = [trained.neighbours for trained in ensemble]
         self.n_best, self.sentence = n_best, sentence
         self.search = self._search_for(asked)
         self._encoders = [model.make_encoder() for model in self.models]
@@ -130,7 +131,13 @@ class Captioner:
         familiarity: Sequence[float | None] = [None] * n_pictures
         if self.familiarity:
             familiarity = self.familiarity.of_features(features[0]).tolist()
-        found = caption(self.models, features, self.search, batch_size=n_pictures)
+        found = caption(
+            self.models,
+            features,
+            self.search,
+            neighbours=self._neighbours,
+            batch_size=n_pictures,
+        )
         return [
             [self._caption(hypothesis, familiar) for hypothesis in hypotheses[: self.n_best]]
             for hypotheses, familiar in zip(found, familiarity, strict=True)

@@ -26,6 +26,7 @@ from familiarity import UNFAMILIAR, Familiarity
 from files import WatchedFile, whole_file
 from loader import SPECIAL_TOKENS, Vocabulary
 from model import ImageCaptioningModel
+from neighbours import Neighbours
 from resnet import BLOCKS_PER_LAYER
 from search import Search
 
@@ -57,6 +58,8 @@ class Checkpoint:
         training: what it takes to resume the run; empty in ``best.pt``.
         familiarity: tells pictures unlike those trained on; only in the ``best.pt`` of a run that
             is done, and not if there were too few photos.
+        neighbours: the training photos with their captions, if those count in the search; only in
+            the ``best.pt`` of a run that is done.
     """
 
     model: ImageCaptioningModel
@@ -67,6 +70,7 @@ class Checkpoint:
     started_at: str
     training: dict[str, Any] = field(default_factory=dict)
     familiarity: Familiarity | None = None
+    neighbours: Neighbours | None = None
 
     @property
     def image_size(self) -> int:
@@ -74,7 +78,16 @@ class Checkpoint:
         return self.settings["image_size"]
 
     def search(self, given: Mapping[str, Any] = _NOTHING) -> Search:
-        """How captions are searched for: see ``search_settings``."""
+        """How captions are searched for: see ``search_settings``.
+
+        Raises:
+            UserError: neighbours are asked for, and the model knows none.
+        """
+        if given.get("neighbour_weight") and not self.neighbours:
+            raise UserError(
+                "this model knows no captions of similar photos (it is older than version 0.7.0, "
+                "or its training has not ended): leave --neighbour-weight out."
+            )
         return search_settings(self.settings, self.vocabulary, given)
 
 
@@ -126,6 +139,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     }
     if checkpoint.familiarity:
         content["familiarity"] = checkpoint.familiarity.plain()
+    if checkpoint.neighbours:
+        content["neighbours"] = checkpoint.neighbours.plain()
     try:
         with whole_file(path) as part:
             _write(part, content)
@@ -164,6 +179,7 @@ def load(
         if not all(isinstance(content[part], dict) for part in PARTS):
             raise ValueError("a part of it is of another kind")
         content["settings"].setdefault("image_weight", 1.0)  # of those before 0.6.0
+        content["settings"].setdefault("neighbour_weight", 0.0)  # of those before 0.7.0
         encoder = content["model"]["encoder"]
         if isinstance(encoder, str) and encoder not in BLOCKS_PER_LAYER:
             raise UserError(
@@ -183,6 +199,9 @@ def load(
         familiarity = content.get("familiarity")
         if familiarity is not None:
             integrity.check_familiarity(familiarity, model.feature_size, path.stat().st_size)
+        neighbours = content.get("neighbours")
+        if neighbours is not None:
+            integrity.check_neighbours(neighbours, content["model"], path.stat().st_size)
     model.to(device)  # its constants too
     model.lstm.flatten_parameters()  # else cuDNN packs the weights anew at every token
     return Checkpoint(
@@ -194,6 +213,7 @@ def load(
         started_at=content["started_at"],
         training=content["training"],
         familiarity=Familiarity.of(familiarity).to(device) if familiarity else None,
+        neighbours=Neighbours.of(neighbours).to(device) if neighbours else None,
     )
 
 

@@ -106,7 +106,7 @@ class BeamSettings:
     """Beam search, in validation while training and with the trained model."""
 
     beam_size: int = option(
-        3, "hypotheses kept while searching, 1 is greedy", at_least=1, group="search", resume=True
+        10, "hypotheses kept while searching, 1 is greedy", at_least=1, group="search", resume=True
     )
     max_words: int = option(20, "longest caption", at_least=1, resume=True)
     length_penalty: float = option(
@@ -121,6 +121,9 @@ class BeamSettings:
         at_least=0,
         below=100,
         resume=True,
+    )
+    neighbour_weight: float = option(
+        8.0, "how much captions of similar training photos count", at_least=0, resume=True
     )
 
     def __post_init__(self) -> None:

@@ -189,8 +189,13 @@ def _caption(
         )
         features.append({e.path: row for e, row in zip(examples, found, strict=True)})
     stacked = [torch.stack([of[example.path] for example in examples]) for of in features]
-    models_alone = [trained.model for trained in models]
-    return examples, caption(models_alone, stacked, search, about="captioning")
+    return examples, caption(
+        [trained.model for trained in models],
+        stacked,
+        search,
+        neighbours=[trained.neighbours for trained in models],
+        about="captioning",
+    )
 
 
 def _score(

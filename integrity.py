@@ -176,6 +176,41 @@ def check_familiarity(parts: Any, feature_size: int, n_bytes: int) -> None:
     )
 
 
+def check_neighbours(parts: Any, options: Mapping[str, Any], n_bytes: int) -> None:
+    """Check the tensors of a ``neighbours.Neighbours``, in a file of so many bytes.
+
+    ``options`` are the model's, which say how many words and numbers in an embedding there are.
+    """
+    names = {"mean", "directions", "n_captions", "lengths", "tokens", "rareness"}
+    require(
+        isinstance(parts, dict) and parts.keys() == names,
+        "its neighbours lack parts, or have others",
+    )
+    check_tensors(parts.values(), n_bytes)
+    mean, directions, rareness = parts["mean"], parts["directions"], parts["rareness"]
+    n_captions, lengths, tokens = parts["n_captions"], parts["lengths"], parts["tokens"]
+    require(
+        mean.dtype == rareness.dtype == torch.float32
+        and directions.dtype == torch.float16
+        and n_captions.dtype == lengths.dtype == torch.int64
+        and tokens.dtype == torch.int32
+        and n_captions.dim() == lengths.dim() == tokens.dim() == 1
+        and mean.shape == (options["embedding_size"],)
+        and directions.shape == (len(n_captions), options["embedding_size"])
+        and rareness.shape == (options["vocabulary_size"],),
+        "the tensors of its neighbours are of other sizes or types than its model's",
+    )
+    require(
+        len(n_captions) > 0
+        and bool((n_captions > 0).all() and (lengths > 0).all() and (rareness > 0).all())
+        and int(n_captions.sum()) == len(lengths)
+        and int(lengths.sum()) == len(tokens)
+        and 0 <= int(tokens.min()) <= int(tokens.max()) < options["vocabulary_size"]
+        and all(bool(part.isfinite().all()) for part in (mean, directions, rareness)),
+        "the numbers in its neighbours are none that training makes",
+    )
+
+
 # ---------------------------------------------------------------------------- plain values
 
 

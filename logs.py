@@ -21,7 +21,7 @@ import distributed
 import metrics
 from cli import progress
 from corpus import Example
-from learning import STAGES, Reading, TrainState
+from learning import STAGES, Reading
 from loader import SPECIAL_TOKENS, Vocabulary
 from model import ImageCaptioningModel
 from pictures import read_image
@@ -136,14 +136,16 @@ def epoch_line(
 
 
 def closing_lines(
-    settings: Mapping[str, Any], state: TrainState, val_examples: Sequence[Example]
+    settings: Mapping[str, Any],
+    scores_of: Mapping[str, float],
+    which_epoch: str,
+    val_examples: Sequence[Example],
 ) -> str:
     """Where the best checkpoint is, what it scored, and what to do with it."""
     path = Path(settings["checkpoints"]) / "best.pt"
-    best = state.best_scores.items()
+    best = scores_of.items()
     scores = "  ".join(f"{name} {value:.1f}" for name, value in best if name != "loss")
     which = "" if path == Path("checkpoints/best.pt") else f"--checkpoint {path} "
-    which_epoch = state.best_epoch
     if which_epoch.startswith("epoch 0 "):
         which_epoch = "the model of --init as it was: no epoch was better"
     more = ""

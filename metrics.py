@@ -2,8 +2,7 @@
 
 `score` gives the row of a paper's table. The functions under it take tokens, as `tokens` makes
 them: those of the tokenizer behind published scores, on both sides, since a full stop kept on one
-side only moves BLEU-4 by two points. `CiderD` takes token ids, since it also
-rewards in self-critical training. No files, no models, no devices.
+side only moves BLEU-4 by two points. `CiderD` takes token ids: it also rewards in stage 3.
 """
 
 from __future__ import annotations
@@ -255,7 +254,7 @@ class CiderD:
         distinct, n_images = distinct[n_images > 1], n_images[n_images > 1]
         self._frequent = _HashTable(distinct, np.array([len(distinct)]))
         self._idf: Floats = math.log(len(references)) - np.log(np.append(n_images, 1))
-        self._norms = _norms(ngrams, self._weigh(ngrams), len(captions))  # (C, 4)
+        self._norms = ngram_norms(ngrams, self._weigh(ngrams), len(captions))  # (C, 4)
 
         del ngrams, image, starts  # to make room for the largest table
         self._runs = _HashTable(hashes, n_runs)
@@ -272,24 +271,24 @@ class CiderD:
         """
         sentence, position = np.nonzero(hypotheses >= 0)
         n_tokens = np.bincount(sentence, minlength=len(hypotheses))  # (M,)
-        ngrams = _count_ngrams(hypotheses[sentence, position], sentence)  # (G,)
+        ngrams, _ = count_ngrams(hypotheses[sentence, position], sentence)  # (G,)
         idf = self._weigh(ngrams)  # (G,)
-        norms = _norms(ngrams, idf, len(hypotheses))  # (M, 4)
+        norms = ngram_norms(ngrams, idf, len(hypotheses))  # (M, 4)
 
         n_references = self._n_references[image_index]  # (M,)
         first_reference = self._first_reference[image_index]  # (M,)
-        hypothesis, reference = _expand(first_reference, n_references)  # (P,), (P,)
+        hypothesis, reference = expand(first_reference, n_references)  # (P,), (P,)
         first_pair = np.cumsum(n_references) - n_references  # (M,)
 
         # Each n-gram of a hypothesis beside the same one of each reference that holds it.
         run = self._runs.find(ngrams.hashes, image_index[ngrams.sentence])  # (G,)
         shared = np.flatnonzero(run >= 0)
         run = run[shared]
-        index, other = _expand(self._starts[run], self._starts[run + 1] - self._starts[run])
+        index, other = expand(self._starts[run], self._starts[run + 1] - self._starts[run])
         shared = shared[index]
         h, r = ngrams.counts[shared], self._counts[other]
         pair = (first_pair - first_reference)[ngrams.sentence[shared]] + self._reference[other]
-        products = _sum_by(
+        products = sum_by(
             4 * pair + ngrams.n_minus_1[shared],
             idf[shared] ** 2 * np.minimum(h, r) * r,
             4 * len(hypothesis),
@@ -299,15 +298,15 @@ class CiderD:
         cosines = np.divide(products, norms, out=np.zeros_like(norms), where=norms > 0)
         gaps = _n_bigrams(n_tokens[hypothesis]) - _n_bigrams(self._n_tokens[reference])  # (P,)
         similarities = np.exp(-(gaps**2) / (2 * 6**2)) * cosines.mean(axis=1)  # (P,)
-        means: Floats = _sum_by(hypothesis, similarities, len(hypotheses)) / n_references
+        means: Floats = sum_by(hypothesis, similarities, len(hypotheses)) / n_references
         return 10 * means
 
-    def _weigh(self, ngrams: _Ngrams) -> Floats:
+    def _weigh(self, ngrams: Ngrams) -> Floats:
         """(G,) idf of n-grams; not found is -1, the last entry: the idf of all others."""
         return self._idf[self._frequent.find(ngrams.hashes)]
 
 
-class _Ngrams(NamedTuple):
+class Ngrams(NamedTuple):
     """The distinct n-grams of each of several sentences."""
 
     hashes: Hashes  # (G,)
@@ -320,34 +319,36 @@ class _Ngrams(NamedTuple):
         return (self.hashes & np.uint64(3)).astype(np.int64)
 
 
-def _count_ngrams(tokens: NDArray[np.integer], sentence: Ints) -> _Ngrams:
+def count_ngrams(tokens: NDArray[np.integer], sentence: Ints) -> tuple[Ngrams, Ints]:
     """Count the n-grams of one to four tokens in each sentence.
 
     Args:
         tokens: (W,) ids of all sentences, one sentence after the other.
         sentence: (W,) the sentence of each token, ascending.
+
+    Returns:
+        The n-grams, and where each ends, or ends once more: (G,) indices of ``tokens``.
     """
-    hashes, sentences = [], []
+    hashes, ends = [], []
     ngram = np.full(len(tokens), NO_TOKEN)
     for n in range(1, 5):
-        n_ngrams = max(0, len(tokens) - n + 1)
-        ngram = _hash(ngram[:n_ngrams], tokens[n - 1 :])
-        is_whole = sentence[:n_ngrams] == sentence[n - 1 :]
+        ngram = combine_hash(ngram[: max(0, len(tokens) - n + 1)], tokens[n - 1 :])
+        is_whole = sentence[: len(ngram)] == sentence[n - 1 :]
         hashes.append(ngram[is_whole] & ~np.uint64(3) | np.uint64(n - 1))
-        sentences.append(sentence[n - 1 :][is_whole])
-    ngram, sentence = np.concatenate(hashes), np.concatenate(sentences)
+        ends.append(n - 1 + np.flatnonzero(is_whole))
+    ngram, end = np.concatenate(hashes), np.concatenate(ends)
 
-    keys = _hash(ngram, sentence)
+    keys = combine_hash(ngram, sentence[end])
     order = np.argsort(keys)
     starts = _find_runs(keys[order])
-    count = np.diff(starts, append=len(order))
-    first = order[starts]
-    return _Ngrams(ngram[first], sentence[first].astype(np.int32), count.astype(np.int32))
+    count = np.diff(starts, append=len(order)).astype(np.int32)
+    end = end[order[starts]]
+    return Ngrams(ngram[order[starts]], sentence[end].astype(np.int32), count), end
 
 
 def _count_by_image(
     captions: Sequence[Sequence[int]], n_tokens: Ints, image_index: NDArray[np.int32]
-) -> _Ngrams:
+) -> Ngrams:
     """Count the n-grams of many captions, a block at a time since sorting takes memory.
 
     Args:
@@ -365,23 +366,24 @@ def _count_by_image(
     for first in range(0, int(image_index[-1]) + 1, BLOCK):
         block = slice(*np.searchsorted(image_index, [first, first + BLOCK]))
         tokens = np.fromiter(chain.from_iterable(captions[block]), np.int64)
-        counted = _count_ngrams(tokens, np.arange(len(captions))[block].repeat(n_tokens[block]))
+        sentences = np.arange(len(captions))[block].repeat(n_tokens[block])
+        counted, _ = count_ngrams(tokens, sentences)
         order = np.lexsort((counted.hashes, image_index[counted.sentence]))
         start, end = end, end + len(order)
         hashes[start:end] = counted.hashes[order]
         sentence[start:end] = counted.sentence[order]
         counts[start:end] = counted.counts[order]
-    return _Ngrams(hashes[:end], sentence[:end], counts[:end])
+    return Ngrams(hashes[:end], sentence[:end], counts[:end])
 
 
-def _norms(ngrams: _Ngrams, idf: Floats, n_sentences: int) -> Floats:
-    """(n_sentences, 4) norms of the weighted counts of each n."""
+def ngram_norms(ngrams: Ngrams, weights: Floats, n_sentences: int) -> Floats:
+    """(n_sentences, 4) norms of the counts, weighted by (G,), of each n."""
     cell = 4 * ngrams.sentence + ngrams.n_minus_1
-    squares = _sum_by(cell, (ngrams.counts * idf) ** 2, 4 * n_sentences)
+    squares = sum_by(cell, (ngrams.counts * weights) ** 2, 4 * n_sentences)
     return np.sqrt(squares).reshape(-1, 4)
 
 
-def _hash(hashes: Hashes, numbers: NDArray[np.integer]) -> Hashes:
+def combine_hash(hashes: Hashes, numbers: NDArray[np.integer]) -> Hashes:
     """Combine each hash with a number; the multiplier is from Steele and Vigna 2021."""
     mixed = (hashes ^ numbers.astype(np.uint64)) * np.uint64(0xD1342543DE82EF95)
     mixed ^= mixed >> np.uint64(32)
@@ -439,14 +441,14 @@ def _find_runs(*columns: NDArray[np.integer]) -> Ints:
     return np.flatnonzero(is_start)
 
 
-def _expand(starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> tuple[Ints, Ints]:
+def expand(starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> tuple[Ints, Ints]:
     """All numbers of the ranges ``start, start + 1, ..``: (index of the range, number)."""
     index = np.arange(len(starts)).repeat(lengths)
     offsets = starts - (np.cumsum(lengths) - lengths)
     return index, np.arange(len(index)) + offsets[index]
 
 
-def _sum_by(cell: Ints, values: Floats, n_cells: int) -> Floats:
+def sum_by(cell: Ints, values: Floats, n_cells: int) -> Floats:
     """Sum the values of each cell."""
     return np.bincount(cell, values, n_cells).astype(np.float64, copy=False)
 
@@ -472,9 +474,8 @@ def _check(
     if not references:
         raise ValueError("no images to score")
     if hypotheses is not None and len(hypotheses) != len(references):
-        raise ValueError(
-            f"{len(hypotheses)} hypotheses for {len(references)} images: give one an image"
-        )
+        n = len(hypotheses)
+        raise ValueError(f"{n} hypotheses for {len(references)} images: give one an image")
     for index, image in enumerate(references):
         if not image:
             raise ValueError(f"image {index} has no references: give at least one, or leave it out")

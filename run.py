@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from features import encode_all, load_features, load_pixels
 from learning import Loss, Meter, Reading, Stage, TrainState, no_loss, word_losses
 from loader import Flickr30k, Vocabulary, batches, plan_batches
 from model import ImageCaptioningModel
+from neighbours import MOST_PHOTOS, Neighbours, remember
 from pretrained import load_encoder
 from resnet import ALL_LAYERS
 from search import caption
@@ -80,11 +81,13 @@ class Run:
         kept, features = load_features(examples, self.model, image_size=size, cache=cache)
         return Flickr30k(kept, self.vocabulary, device, features=features)
 
-    def write_captions(self, features: Tensor) -> list[str]:
+    def write_captions(self, features: Tensor, neighbours: Neighbours | None = None) -> list[str]:
         """Caption images as `predict.py` would: (N, F) → N captions."""
         search = checkpoint.search_settings(self.settings, self.vocabulary)
         mine = distributed.part(features)
-        hypotheses = caption([self.model], [mine], search, about="captioning")
+        hypotheses = caption(
+            [self.model], [mine], search, neighbours=[neighbours], about="captioning"
+        )
         return distributed.gathered([self.vocabulary.decode(h[0].tokens) for h in hypotheses])
 
     def validate(self, val_set: Flickr30k) -> tuple[dict[str, float], list[str]]:
@@ -158,45 +161,61 @@ class Run:
         self.model.load_state_dict(best.model.state_dict())
         return best
 
-    def finish(self, state: TrainState) -> None:
-        """Complete ``best.pt``, and fill TensorBoard's projector and table of runs with it."""
+    def finish(self, state: TrainState) -> Checkpoint:
+        """Complete ``best.pt``, and fill TensorBoard's projector and table of runs with it.
+
+        Returns:
+            What is in it now, its scores those of the captions that `predict.py` would write.
+        """
         best = self.load_best()
         val_set = self.load_split("val", as_pixels=False)
-        best = self._with_familiarity(best, val_set)
-        examples = val_set.examples[: logs.PROJECTED_IMAGES]
         assert val_set.features is not None
+        if not best.neighbours and not best.familiarity:
+            best = self._completed(best, val_set.features)
+        captions = self.write_captions(val_set.features, best.neighbours)
+        if distributed.is_first():
+            references = [example.captions for example in val_set.examples]
+            best.scores |= metrics.score(captions, references)
+            checkpoint.save(self.folder / "best.pt", best)
+        examples = val_set.examples[: logs.PROJECTED_IMAGES]
         features = val_set.features[: len(examples)]
-        captions = self.write_captions(features)
         self.tensorboard.embeddings(
-            self.vocabulary, self.model, features, captions, examples, step=state.step
+            self.vocabulary,
+            self.model,
+            features,
+            captions[: len(examples)],
+            examples,
+            step=state.step,
         )
         self.tensorboard.results(checkpoint.model_card(best))
-
-    def _with_familiarity(self, best: Checkpoint, val_set: Flickr30k) -> Checkpoint:
-        """The checkpoint in ``best.pt``, saved again with its familiarity unless it has one.
-
-        Only the best model of all stages needs it, and it takes that model's features of training
-        photos: nothing to compute after stage 1, minutes on a CPU after the others.
-        """
-        examples = self.corpus.splits["train"]
-        n_photos = min(len(examples), FAMILIAR_PHOTOS)
-        if best.familiarity or min(n_photos, len(val_set)) < familiarity.FEWEST:
-            return best
-        evenly = [examples[i * len(examples) // n_photos] for i in range(n_photos)]
-        size, cache = self.settings["image_size"], Path(self.settings["cache"])
-        kept, features = load_features(evenly, self.model, image_size=size, cache=cache)
-        assert val_set.features is not None
-        found = familiarity.fit(features, val_set.features)
-        if found is None:
-            return best
-        best = replace(best, familiarity=found)
-        if distributed.is_first():
-            checkpoint.save(self.folder / "best.pt", best)
-        log.info(
-            f"familiarity of {len(kept):,} training and {len(val_set):,} validation photos, now in "
-            f"{self.folder / 'best.pt'}"
-        )
         return best
+
+    def _completed(self, best: Checkpoint, val_features: Tensor) -> Checkpoint:
+        """The checkpoint in ``best.pt`` with its familiarity and its neighbours.
+
+        Only the best model of all stages needs them, and they take that model's features of
+        training photos: nothing to compute after stage 1, minutes on a CPU after the others.
+        """
+        weight = self.settings["neighbour_weight"]
+        examples = self.corpus.splits["train"]
+        some = [examples[i] for i in _evenly(examples, MOST_PHOTOS if weight else FAMILIAR_PHOTOS)]
+        size, cache = self.settings["image_size"], Path(self.settings["cache"])
+        kept, features = load_features(some, self.model, image_size=size, cache=cache)
+        familiar = familiarity.fit(features[_evenly(kept, FAMILIAR_PHOTOS)], val_features)
+        found, about = None, ["familiarity"] if familiar else []
+        if weight:
+            with torch.inference_mode():
+                embeddings = self.model.project(features)
+            shown = cli.progress(kept, about="reading captions", unit="image")
+            captions = [[self.vocabulary.encode(c)[1:] for c in e.captions] for e in shown]
+            found = remember(embeddings, captions, self.vocabulary.counts).to(self.model.device)
+            about.append("neighbours")
+        if about:
+            log.info(
+                f"{' and '.join(about)} of {len(kept):,} training photos, now in "
+                f"{self.folder / 'best.pt'}"
+            )
+        return replace(best, familiarity=familiar, neighbours=found)
 
     def log_steps(
         self, measure: str, recent: Reading, norm: float, state: TrainState, optimizer: AdamW
@@ -259,6 +278,12 @@ class Run:
                 f"with\n    {logs.resume_command(self.settings)}"
             )
             raise
+
+
+def _evenly(items: Sequence[Any], most: int) -> list[int]:
+    """Indices of at most so many of the items, spread evenly over all of them."""
+    n = min(len(items), most)
+    return [i * len(items) // n for i in range(n)]
 
 
 def resumed_settings(

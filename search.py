@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 import cli
 from draws import Share, drawn_like
 from model import END, PAD, START, UNK, ImageCaptioningModel, State
+from neighbours import Neighbours
 
 # Steps between two questions to a GPU whether all captions have ended: each makes the host wait.
 STEPS_BETWEEN_CHECKS = 4
@@ -34,6 +35,8 @@ class Search(cli.SamplingSettings):
         no_repeat_ngram_size: no caption holds the same n-gram of so many words twice; 0 lets them.
         image_weight: what an image's features, less their mean over the training images, are
             multiplied by. Somewhat above 1 captions say more of what sets the image apart.
+        neighbour_weight: what a hypothesis gains, in nats a word, if it agrees in all with what
+            people said of similar training photos (see ``neighbours``). Sampled ones gain nothing.
         temperature: 0 searches for the best captions; above 0 they are sampled from the softmax
             of the logits divided by it.
         top_p: sample from the likeliest tokens that make up this share (arXiv:1904.09751).
@@ -51,7 +54,8 @@ class Hypothesis:
         tokens: ids of its words, without ``<start>`` and ``<end>``.
         log_prob: log-probability of the whole caption in nats, ``<end>`` included if it ended.
         log_prob_per_word: the same divided by the number of tokens, ``<end>`` one of them.
-        score: what hypotheses are ranked by: ``log_prob`` divided by length^length_penalty.
+        score: what hypotheses are ranked by: ``log_prob`` divided by length^length_penalty, with
+            neighbours more.
     """
 
     tokens: list[int]
@@ -66,6 +70,7 @@ def caption(
     features: Sequence[Tensor],
     search: Search,
     *,
+    neighbours: Sequence[Neighbours | None] = (),
     batch_size: int = 64,
     about: str = "",
 ) -> list[list[Hypothesis]]:
@@ -80,6 +85,7 @@ def caption(
         models: with the same vocabulary; all are put into eval mode.
         features: for each model (N, F), what its encoder makes of the images, on any device.
         search: how captions are searched for, or sampled.
+        neighbours: of each model that has some, which the best hypothesis is chosen with.
         batch_size: images decoded at a time.
         about: what the progress is shown under; left out, none is shown.
 
@@ -89,9 +95,11 @@ def caption(
     Source: Vinyals et al. 2015, arXiv:1411.4555, "Inference"; length normalisation: Wu et
     al. 2016, arXiv:1609.08144, section 7, without its constants.
     """
-    found: Iterable[list[Hypothesis]] = _by_batches(models, features, search, batch_size)
+    if not search.neighbour_weight or search.temperature:
+        neighbours = ()
+    found = _by_batches(models, features, search, neighbours, batch_size)
     if about:
-        found = cli.progress(found, about=about, unit="image", total=len(features[0]))
+        return list(cli.progress(found, about=about, unit="image", total=len(features[0])))
     return list(found)
 
 
@@ -99,17 +107,45 @@ def _by_batches(
     models: Sequence[ImageCaptioningModel],
     features: Sequence[Tensor],
     search: Search,
+    neighbours: Sequence[Neighbours | None],
     batch_size: int,
 ) -> Iterator[list[Hypothesis]]:
     decode = _sampled if search.temperature else _beam_search
     for start in range(0, len(features[0]), batch_size):
-        states = [
-            model.eval().init_state(
-                theirs[start : start + batch_size].to(model.device), search.image_weight
-            )
+        batch = [
+            theirs[start : start + batch_size].to(model.device)
             for model, theirs in zip(models, features, strict=True)
         ]
-        yield from decode(models, states, search)
+        states = [
+            model.eval().init_state(theirs, search.image_weight)
+            for model, theirs in zip(models, batch, strict=True)
+        ]
+        found = decode(models, states, search)
+        known = [
+            (model.project(theirs), theirs_near)
+            for model, theirs, theirs_near in zip(models, batch, neighbours or (), strict=False)
+            if theirs_near
+        ]
+        yield from _chosen_again(found, known, search.neighbour_weight) if known else found
+
+
+def _chosen_again(
+    found: list[list[Hypothesis]], known: Sequence[tuple[Tensor, Neighbours]], weight: float
+) -> list[list[Hypothesis]]:
+    """The hypotheses of N images in another order, by what people said of similar photos.
+
+    ``known`` has for each model the (N, E) image embeddings and its training photos.
+    """
+    captions = [[[*one.tokens, END] for one in image] for image in found]
+    by_model = [neighbours.agreement(image, captions) for image, neighbours in known]
+    chosen = []
+    for image, *values in zip(found, *by_model, strict=True):
+        gains = [weight * sum(of_one) / len(known) for of_one in zip(*values, strict=True)]
+        scored = [
+            replace(one, score=one.score + gain) for one, gain in zip(image, gains, strict=True)
+        ]
+        chosen.append(_best_first(scored))
+    return chosen
 
 
 # --------------------------------------------------------------------------- beam search
@@ -367,5 +403,9 @@ def _hypotheses(
                 n_tokens = sum(id_ != PAD for id_ in ids)  # here: each copy makes the host wait
                 words = [id_ for id_ in ids if id_ not in (PAD, END)]
                 alive.append(Hypothesis(words, nats, nats / n_tokens, ranked_by))
-        found.append(sorted(alive, key=lambda hypothesis: hypothesis.score, reverse=True))
+        found.append(_best_first(alive))
     return found
+
+
+def _best_first(hypotheses: list[Hypothesis]) -> list[Hypothesis]:
+    return sorted(hypotheses, key=lambda hypothesis: hypothesis.score, reverse=True)

@@ -229,9 +229,9 @@ def train(settings: Settings, given: frozenset[str]) -> None:
             if last is None and state.step == 0:
                 begin_run(run, stage, state, train_set, val_set, is_init=init is not None)
             train_stage(settings, run, stage, state, train_set, val_set, optimizer_state)
-        run.finish(state)
+        scores = run.finish(state).scores
     if distributed.is_first():
-        print(logs.closing_lines(plain_settings, state, val_set.examples))
+        print(logs.closing_lines(plain_settings, scores, state.best_epoch, val_set.examples))
 
 
 def begin_run(

@@ -334,7 +334,7 @@ def test_random_sentences_score_as_by_the_plain_formula(largest, n_images):
 
 def test_ngrams_of_different_length_are_never_the_same():
     """The last two bits of a hash are n - 1."""
-    ngrams = metrics._count_ngrams(np.arange(500) % 7, np.zeros(500, int))
+    ngrams, _ = metrics.count_ngrams(np.arange(500) % 7, np.zeros(500, int))
     lengths = np.bincount(ngrams.hashes & np.uint64(3))
     assert lengths.tolist() == [7, 7, 7, 7]
     assert ngrams.counts.sum() == 500 + 499 + 498 + 497
@@ -343,7 +343,7 @@ def test_ngrams_of_different_length_are_never_the_same():
 def test_no_two_ngrams_share_a_hash():
     n_tokens = 20
     fours = np.stack(np.meshgrid(*[np.arange(n_tokens)] * 4), axis=-1).reshape(-1, 4)
-    ngrams = metrics._count_ngrams(fours.ravel(), np.arange(len(fours)).repeat(4))
+    ngrams, _ = metrics.count_ngrams(fours.ravel(), np.arange(len(fours)).repeat(4))
     assert len(np.unique(ngrams.hashes)) == sum(n_tokens**n for n in range(1, 5))
 
 
