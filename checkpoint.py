@@ -427,6 +427,9 @@ def model_card(checkpoint: Checkpoint) -> str:
     scores = "\n".join(
         f"| {name} | {value:.1f} |" for name, value in checkpoint.scores.items() if name != "loss"
     )
+    held = ""
+    if checkpoint.neighbours:
+        held = f"\nThe file holds the captions of {len(checkpoint.neighbours.n_captions):,} photos."
     unfamiliar = "as if it were familiar."
     if checkpoint.familiarity:
         unfamiliar = f"but most of those have a\nfamiliarity below {UNFAMILIAR:g}."
@@ -438,7 +441,7 @@ def model_card(checkpoint: Checkpoint) -> str:
 {checkpoint.started_at}, {checkpoint.epoch} epoch(s).
 
 **Data.** Trained on the captions of {settings["data"]}: {n_words:,} words, the validation and test
-images left out.
+images left out.{held}
 
 **For.** A sentence on photos like those it was trained on: drafts of descriptions, search in a
 collection, teaching and research.

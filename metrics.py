@@ -327,10 +327,9 @@ def count_ngrams(tokens: NDArray[np.integer], sentence: Ints) -> tuple[Ngrams, I
         sentence: (W,) the sentence of each token, ascending.
 
     Returns:
-        The n-grams, and where each ends, or ends once more: (G,) indices of ``tokens``.
+        The n-grams, and (G,) where in ``tokens`` each ends.
     """
-    hashes, ends = [], []
-    ngram = np.full(len(tokens), NO_TOKEN)
+    hashes, ends, ngram = [], [], np.full(len(tokens), NO_TOKEN)
     for n in range(1, 5):
         ngram = combine_hash(ngram[: max(0, len(tokens) - n + 1)], tokens[n - 1 :])
         is_whole = sentence[: len(ngram)] == sentence[n - 1 :]
@@ -473,8 +472,8 @@ def _check(
 ) -> None:
     if not references:
         raise ValueError("no images to score")
-    if hypotheses is not None and len(hypotheses) != len(references):
-        n = len(hypotheses)
+    n = len(references) if hypotheses is None else len(hypotheses)
+    if n != len(references):
         raise ValueError(f"{n} hypotheses for {len(references)} images: give one an image")
     for index, image in enumerate(references):
         if not image:

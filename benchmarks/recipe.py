@@ -107,11 +107,13 @@ TRIED: dict[str, tuple[list[str], Patch | None]] = {
 }
 WRITTEN = {  # the recipe's models with another search
     "greedy search": {"beam_size": 1},
+    "beam of 3": {"beam_size": 3},
     "beam of 5": {"beam_size": 5},
     "no length penalty": {"length_penalty": 0.0},
     "length penalty 0.7": {"length_penalty": 0.7},
     "length penalty 1.3": {"length_penalty": 1.3},
     "image weight 1": {"image_weight": 1.0},
+    "captions of similar photos not asked": {"neighbour_weight": 0.0},
     "repeated phrases allowed": {"no_repeat_ngram_size": 0},
 }
 
@@ -152,7 +154,12 @@ def written(paths: list[Path], search: dict, data: str) -> dict[str, float]:
         image_size=first.image_size,
         cache=Path("cache"),
     )
-    found = caption([m.model for m in models], [features] * len(models), first.search(search))
+    found = caption(
+        [m.model for m in models],
+        [features] * len(models),
+        first.search(search),
+        neighbours=[m.neighbours for m in models],
+    )
     captions = [first.vocabulary.decode(hypotheses[0].tokens) for hypotheses in found]
     return metrics.score(captions, [example.captions for example in examples])
 

@@ -187,14 +187,20 @@ def test_help_has_groups_a_fixed_width_and_examples(capsys, monkeypatch):
     assert flags(data) == ["--image", "--title"]
     assert flags(model) == ["--encoder", "--weights"]
     beam = ["--beam-size", "--max-words", "--length-penalty", "--no-repeat-ngram-size"]
-    weight_and_sampling = ["--image-weight", "--temperature", "--top-p", "--seed"]
+    weight_and_sampling = [
+        "--image-weight",
+        "--neighbour-weight",
+        "--temperature",
+        "--top-p",
+        "--seed",
+    ]
     assert flags(search) == ["--n-best", *beam, *weight_and_sampling]
     assert flags(run) == ["--learning-rate-of-the-encoder"]
     assert "--encoder NAME" in model
     names = "the encoder: resnet18, resnet34, resnet50 (default: resnet18)"
     assert names in " ".join(model.split())
     assert "--weights FILE" in model
-    assert search.count("(default: as in training)") == 5
+    assert search.count("(default: as in training)") == 6
     assert "(default: 1.0)" in search
     assert examples.splitlines()[1:] == [f"  {line}" for line in Grouped.EXAMPLES]
 
@@ -222,7 +228,7 @@ def test_a_script_that_trains_shows_the_numbers(capsys):
 
     out = shown(Training, "--help", capsys)
     assert "as in training" not in out
-    assert "1 is greedy (default: 3)" in " ".join(out.split())
+    assert "1 is greedy (default: 10)" in " ".join(out.split())
 
 
 def test_the_version_is_that_of_the_project(capsys):
@@ -275,6 +281,7 @@ FLAGS = [
     *("patience", "finetune-epochs", "finetune-layers", "finetune-learning-rate", "crop"),
     *("encoder-learning-rate", "scst-epochs", "scst-learning-rate", "scst-samples"),
     *("beam-size", "max-words", "length-penalty", "no-repeat-ngram-size", "image-weight"),
+    "neighbour-weight",
     *("init", "demo"),
     *("resume", "checkpoints", "runs", "run-name", "cache", "device", "seed", "quiet", "debug"),
     *("output", "overwrite", "sentence", "image", "n-best", "top-p", "help", "version"),
@@ -322,11 +329,12 @@ def test_only_what_is_near_is_guessed(word, guess):
 
 def test_settings_of_the_search_are_checked():
     assert vars(cli.BeamSettings()) == {
-        "beam_size": 3,
+        "beam_size": 10,
         "max_words": 20,
         "length_penalty": 1.0,
         "no_repeat_ngram_size": 3,
         "image_weight": 1.2,
+        "neighbour_weight": 8.0,
     }
     assert set(vars(cli.BeamSettings())) == cli.SamplingSettings.AS_IN_TRAINING
     for wrong, message in (

@@ -24,7 +24,7 @@ WAYS = pytest.mark.parametrize("way", [explain.occlusion, explain.grad_cam])
 def captioner_of(*models, **asked):
     vocabulary = Vocabulary([*SPECIAL_TOKENS, *WORDS], [1] * 12, language="en")
     settings = {"image_size": SIZE, "beam_size": 2, "max_words": 9, "length_penalty": 1.0}
-    settings.update(no_repeat_ngram_size=1, image_weight=1.2)
+    settings.update(no_repeat_ngram_size=1, image_weight=1.2, neighbour_weight=0.0)
     made = [Checkpoint(m, vocabulary, settings, epoch=1, scores={}, started_at="") for m in models]
     return Captioner(made, asked)
 

@@ -20,7 +20,7 @@ import logs
 import predict
 import train
 from corpus import Example
-from learning import STAGES, Reading, TrainState
+from learning import STAGES, Reading
 from loader import Vocabulary
 from model import ImageCaptioningModel
 
@@ -56,9 +56,8 @@ def test_the_note_beside_the_progress_is_of_the_last_steps():
 
 def closing(**changed):
     settings = cli.plain(train.Settings(**changed))
-    state = TrainState("xe", best_scores=SCORES, best_epoch="epoch 3 of 8 (xe)")
     examples = [Example("a.jpg", Path("my photos/a.jpg"), ["A dog ."])]
-    return logs.closing_lines(settings, state, examples)
+    return logs.closing_lines(settings, SCORES, "epoch 3 of 8 (xe)", examples)
 
 
 def test_a_run_ends_with_commands_that_can_be_given():
@@ -313,8 +312,8 @@ def test_the_table_of_runs_begins_with_what_differs_and_the_best_score(tensorboa
 
 
 def test_a_training_that_was_no_better_says_so():
-    state = TrainState("xe", best_epoch="epoch 0 of 2 (xe)", best_scores={"CIDEr": 60.0})
+    epoch = "epoch 0 of 2 (xe)"
     settings = {"checkpoints": "c", "runs": "r", "beam_size": 3, "demo": True}
     settings |= {"finetune_epochs": 0, "scst_epochs": 0}
-    text = logs.closing_lines(settings, state, [Example("a.jpg", Path("a.jpg"), ["a dog"])])
+    text = logs.closing_lines(settings, {}, epoch, [Example("a.jpg", Path("a.jpg"), ["a dog"])])
     assert "best        c/best.pt, the model of --init as it was: no epoch was better" in text

@@ -154,7 +154,7 @@ def test_a_name_given_twice_is_described_twice(trained, folder):
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (("--beam-size", 2), "--beam-size 3, not 2"),
+        (("--beam-size", 2), "--beam-size 10, not 2"),
         (("--sentence",), "written without --sentence"),
         (("--temperature", 0.5), "--temperature 0.0, not 0.5"),
         (("--n-best", 2), "--n-best 1, not 2"),
@@ -236,6 +236,8 @@ def test_numbers_have_the_digits_that_mean_something(trained, folder):
         assert row["log_prob"] == round(row["log_prob"], 4)
         n_words = len(row["caption"].split()) + 1
         assert row["log_prob_per_word"] == pytest.approx(row["log_prob"] / n_words, rel=0.6)
+    assert run(trained, folder, "--output", "d.jsonl", "--n-best", 3, "--neighbour-weight", 0) == 1
+    rows = [json.loads(line) for line in Path("d.jsonl").read_text("utf-8").splitlines()]
     for image in {row["image"] for row in rows}:
         ranked = [row["log_prob_per_word"] for row in rows if row["image"] == image]
         assert ranked == sorted(ranked, reverse=True)

@@ -112,7 +112,7 @@ def test_archives_that_would_share_a_part_are_refused(trained, folder, capsys):
 def test_what_was_made_otherwise_is_not_added_to(trained, folder, capsys):
     assert run(trained, "--image", folder, "--output", "out") == 1
     assert run(trained, "--image", folder, "--output", "out", "--beam-size", 2) == 2
-    assert "was written with --beam-size 3, not 2" in capsys.readouterr().err
+    assert "was written with --beam-size 10, not 2" in capsys.readouterr().err
     (folder / "001.png").write_bytes((folder / "00.png").read_bytes())
     assert run(trained, "--image", folder, "--output", "out") == 2
     assert "was written with other pictures" in capsys.readouterr().err
