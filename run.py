@@ -170,8 +170,10 @@ class Run:
         best = self.load_best()
         val_set = self.load_split("val", as_pixels=False)
         assert val_set.features is not None
-        if not best.neighbours and not best.familiarity:
+        if not best.familiarity or (self.settings["neighbour_weight"] and not best.neighbours):
             best = self._completed(best, val_set.features)
+        for field in dataclasses.fields(cli.BeamSettings):  # --resume may have changed them
+            best.settings[field.name] = self.settings[field.name]
         captions = self.write_captions(val_set.features, best.neighbours)
         if distributed.is_first():
             references = [example.captions for example in val_set.examples]

@@ -244,6 +244,20 @@ def test_the_end_of_a_run_scores_with_them_as_evaluate_does(trained, tmp_path, c
     assert f"CIDEr {scores['CIDEr']:.1f}" in trained.stdout
 
 
+def test_a_run_of_before_gets_them_by_resuming_it(trained, tmp_path):
+    assert train.main(trained.flags(tmp_path, neighbour_weight=0, epochs=1)) == 0
+    folder = tmp_path / "checkpoints"
+    for name in ("best.pt", "last.pt"):
+        edited(folder / name, lambda content: content["settings"].pop("neighbour_weight"))
+    where = ["--resume", "--checkpoints", str(folder)]
+    assert train.main(where) == 0
+    assert checkpoint.load(folder / "best.pt", CPU).neighbours is None
+    assert train.main([*where, "--neighbour-weight", "8"]) == 0
+    best = checkpoint.load(folder / "best.pt", CPU)
+    assert best.neighbours is not None
+    assert best.search().neighbour_weight == 8
+
+
 def test_with_weight_0_no_captions_are_kept(trained, tmp_path, capsys):
     assert train.main(trained.flags(tmp_path, neighbour_weight=0, epochs=1)) == 0
     path = tmp_path / "checkpoints" / "best.pt"
