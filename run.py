@@ -207,7 +207,7 @@ class Run:
         found, about = None, ["familiarity"] if familiar else []
         if weight:
             with torch.inference_mode():
-                embeddings = self.model.project(features)
+                embeddings = self.model.project(features.to(self.model.device))
             shown = cli.progress(kept, about="reading captions", unit="image")
             captions = [[self.vocabulary.encode(c)[1:] for c in e.captions] for e in shown]
             found = remember(embeddings, captions, self.vocabulary.counts).to(self.model.device)

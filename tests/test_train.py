@@ -422,8 +422,13 @@ def staged(trained, tmp_path, **changed):
 
 def give_scores(monkeypatch, ciders):
     """In place of what the captions of each validation score."""
-    scores, score = iter(ciders), metrics.score
-    monkeypatch.setattr(metrics, "score", lambda *args: {**score(*args), "CIDEr": next(scores)})
+    given, validate = iter(ciders), run.Run.validate
+
+    def validated(self, val_set):
+        scores, captions = validate(self, val_set)
+        return {**scores, "CIDEr": next(given)}, captions
+
+    monkeypatch.setattr(run.Run, "validate", validated)
 
 
 @dataclass(frozen=True)
@@ -515,8 +520,8 @@ def test_resume_within_a_later_stage_equals_the_unbroken_run(
 
 
 def test_files_are_written_when_an_epoch_ends_and_when_a_later_stage_begins(through_all_stages):
-    epoch, begin = ["best.pt", "last.pt"], ["last.pt"]
-    assert through_all_stages.saves == [*epoch, *begin, *epoch, *begin, *epoch]
+    epoch, begin, end = ["best.pt", "last.pt"], ["last.pt"], ["best.pt"]  # with its neighbours
+    assert through_all_stages.saves == [*epoch, *begin, *epoch, *begin, *epoch, *end]
 
 
 @pytest.mark.parametrize(
@@ -603,7 +608,8 @@ def test_scst_ends_when_validation_falls(
     assert train.main(flags) == 0
     wanted = f"scst ended early: no better CIDEr in {n_epochs} epochs"
     assert wanted in capsys.readouterr().err
-    assert scores_of(tmp_path / "checkpoints" / "best.pt")["CIDEr"] == 50.0
+    assert scores_of(tmp_path / "checkpoints" / "last.pt")["CIDEr"] == 50.0
+    assert checkpoint.load(tmp_path / "checkpoints" / "best.pt").epoch == 1
 
 
 def own_captions(trained, tmp_path):
