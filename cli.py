@@ -123,7 +123,11 @@ class BeamSettings:
         resume=True,
     )
     neighbour_weight: float = option(
-        8.0, "how much captions of similar training photos count", at_least=0, resume=True
+        8.0,
+        "how much captions of similar training photos count",
+        at_least=0,
+        below=1000,
+        resume=True,
     )
 
     def __post_init__(self) -> None:

@@ -340,6 +340,7 @@ def test_settings_of_the_search_are_checked():
     for wrong, message in (
         ({"beam_size": 0}, "--beam-size must be at least 1, got 0"),
         ({"no_repeat_ngram_size": -1}, "--no-repeat-ngram-size must be at least 0, got -1"),
+        ({"neighbour_weight": float("inf")}, "--neighbour-weight must be below 1000, got inf"),
         ({"temperature": -1.0}, "--temperature must be at least 0, got -1.0"),
         ({"top_p": 0.0}, "--top-p must be above 0 and at most 1, got 0.0"),
         ({"top_p": 0.9}, "--top-p is for sampled captions: give --temperature too"),
