@@ -95,8 +95,8 @@ def caption(
     Source: Vinyals et al. 2015, arXiv:1411.4555, "Inference"; length normalisation: Wu et
     al. 2016, arXiv:1609.08144, section 7, without its constants.
     """
-    if not search.neighbour_weight or search.temperature:
-        neighbours = ()
+    if not neighbours or not search.neighbour_weight or search.temperature:
+        neighbours = [None] * len(models)
     found = _by_batches(models, features, search, neighbours, batch_size)
     if about:
         return list(cli.progress(found, about=about, unit="image", total=len(features[0])))
@@ -122,14 +122,14 @@ def _by_batches(
         ]
         found = decode(models, states, search)
         known = [
-            (model.project(theirs), theirs_near)
-            for model, theirs, theirs_near in zip(models, batch, neighbours or (), strict=False)
-            if theirs_near
+            (model.project(theirs), photos)
+            for model, theirs, photos in zip(models, batch, neighbours, strict=True)
+            if photos
         ]
-        yield from _chosen_again(found, known, search.neighbour_weight) if known else found
+        yield from _reranked(found, known, search.neighbour_weight) if known else found
 
 
-def _chosen_again(
+def _reranked(
     found: list[list[Hypothesis]], known: Sequence[tuple[Tensor, Neighbours]], weight: float
 ) -> list[list[Hypothesis]]:
     """The hypotheses of N images in another order, by what people said of similar photos.
@@ -138,14 +138,15 @@ def _chosen_again(
     """
     captions = [[[*one.tokens, END] for one in image] for image in found]
     by_model = [neighbours.agreement(image, captions) for image, neighbours in known]
-    chosen = []
-    for image, *values in zip(found, *by_model, strict=True):
-        gains = [weight * sum(of_one) / len(known) for of_one in zip(*values, strict=True)]
-        scored = [
-            replace(one, score=one.score + gain) for one, gain in zip(image, gains, strict=True)
-        ]
-        chosen.append(_best_first(scored))
-    return chosen
+    reranked = []
+    for image, *agreements in zip(found, *by_model, strict=True):
+        means = [sum(of_one) / len(known) for of_one in zip(*agreements, strict=True)]
+        reranked.append(
+            _best_first(
+                [replace(h, score=h.score + weight * m) for h, m in zip(image, means, strict=True)]
+            )
+        )
+    return reranked
 
 
 # --------------------------------------------------------------------------- beam search
