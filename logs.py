@@ -137,14 +137,13 @@ def epoch_line(
 
 def closing_lines(
     settings: Mapping[str, Any],
-    scores_of: Mapping[str, float],
+    scores: Mapping[str, float],
     which_epoch: str,
     val_examples: Sequence[Example],
 ) -> str:
     """Where the best checkpoint is, what it scored, and what to do with it."""
     path = Path(settings["checkpoints"]) / "best.pt"
-    best = scores_of.items()
-    scores = "  ".join(f"{name} {value:.1f}" for name, value in best if name != "loss")
+    shown = "  ".join(f"{name} {value:.1f}" for name, value in scores.items() if name != "loss")
     which = "" if path == Path("checkpoints/best.pt") else f"--checkpoint {path} "
     if which_epoch.startswith("epoch 0 "):
         which_epoch = "the model of --init as it was: no epoch was better"
@@ -153,7 +152,7 @@ def closing_lines(
         more = f"better      {resume_command(settings)} --finetune-epochs 6 --scst-epochs 3\n"
     return (
         f"\nbest        {path}, {which_epoch}\n"
-        f"scores      {scores}\n"
+        f"scores      {shown}\n"
         f"            on {len(val_examples):,} validation images, beam {settings['beam_size']}\n"
         f"try it      python predict.py {which}--image {val_examples[-1].path}\n"
         f"{more}curves      tensorboard --logdir {settings['runs']}\n"

@@ -65,30 +65,40 @@ class Neighbours:
             weighs the sum of its words' rareness, and a photo its share of the softmax of
             cosines / ``TEMPERATURE``.
         """
-        cosines = F.normalize(image.float() - self.mean) @ self.directions.float().T  # (N, M)
-        nearest = cosines.topk(min(N_NEIGHBOURS, len(self.directions)))  # (N, K)
-        shares = (nearest.values / TEMPERATURE).softmax(dim=1).cpu().numpy().ravel()  # (N*K,)
-        photos = nearest.indices.cpu().numpy().ravel()  # (N*K,)
-
-        n_captions, lengths = self.n_captions.numpy(), self.lengths.numpy()
-        neighbour, caption = expand((n_captions.cumsum() - n_captions)[photos], n_captions[photos])
-        sentence, word = expand((lengths.cumsum() - lengths)[caption], lengths[caption])
-        said = self._vectors(self.tokens.numpy()[word], sentence)
-        picture = neighbour // nearest.indices.shape[1]
-        share = (shares / n_captions[photos])[neighbour]
-        keys, row = np.unique(combine_hash(said[0], picture[said[1]]), return_inverse=True)
-        mean = sum_by(row, said[2] * share[said[1]], len(keys))  # of each picture, over captions
-
-        n_hypotheses = np.array([len(mine) for mine in hypotheses])
-        tokens = [np.array(one) for mine in hypotheses for one in mine]
-        sentence = np.arange(len(tokens)).repeat([len(one) for one in tokens])
-        ours = self._vectors(np.concatenate(tokens), sentence)
-        picture = np.arange(len(hypotheses)).repeat(n_hypotheses)  # (H,)
-        key = combine_hash(ours[0], picture[ours[1]])
+        photos, shares = self._nearest(image)
+        keys, means = self._said(photos, shares)
+        flat = [np.array(one) for mine in hypotheses for one in mine]
+        sentence = np.arange(len(flat)).repeat([len(one) for one in flat])
+        ngrams, caption, parts = self._vectors(np.concatenate(flat), sentence)
+        picture = np.arange(len(hypotheses)).repeat([len(mine) for mine in hypotheses])  # (H,)
+        key = combine_hash(ngrams, picture[caption])
         row = np.searchsorted(keys, key).clip(max=len(keys) - 1)
-        products = np.where(keys[row] == key, mean[row], 0) * ours[2]
-        values = iter((sum_by(ours[1], products, len(tokens)) / 4).tolist())
+        products = np.where(keys[row] == key, means[row], 0) * parts
+        values = iter((sum_by(caption, products, len(flat)) / 4).tolist())
         return [[next(values) for _ in mine] for mine in hypotheses]
+
+    def _nearest(self, image: Tensor) -> tuple[Ints, Floats]:
+        """(N, E) image embeddings → (N, K) photos, and the share that each has among them."""
+        cosines = F.normalize(image.float() - self.mean) @ self.directions.float().T  # (N, M)
+        nearest = cosines.topk(min(N_NEIGHBOURS, len(self.directions)))
+        shares = (nearest.values / TEMPERATURE).softmax(dim=1)
+        return nearest.indices.cpu().numpy(), shares.cpu().numpy()
+
+    def _said(self, photos: Ints, shares: Floats) -> tuple[Hashes, Floats]:
+        """The mean caption vector of each picture's (N, K) photos, by their shares.
+
+        Returns:
+            Ascending hashes of an n-gram and a picture's number, and the n-gram's part.
+        """
+        n_captions, lengths = self.n_captions.numpy(), self.lengths.numpy()
+        n_told = n_captions[photos.ravel()]  # (N*K,)
+        neighbour, told = expand((n_captions.cumsum() - n_captions)[photos.ravel()], n_told)
+        sentence, word = expand((lengths.cumsum() - lengths)[told], lengths[told])
+        ngrams, caption, parts = self._vectors(self.tokens.numpy()[word], sentence)
+        picture = neighbour // photos.shape[1]
+        share = (shares.ravel() / n_told)[neighbour]
+        keys, row = np.unique(combine_hash(ngrams, picture[caption]), return_inverse=True)
+        return keys, sum_by(row, parts * share[caption], len(keys))
 
     def _vectors(self, tokens: Ints, sentence: Ints) -> tuple[Hashes, Ints, Floats]:
         """The n-grams of sentences, of unit length for each n.

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -97,9 +97,10 @@ def caption(
     """
     if not neighbours or not search.neighbour_weight or search.temperature:
         neighbours = [None] * len(models)
+    found: Iterable[list[Hypothesis]]
     found = _by_batches(models, features, search, neighbours, batch_size)
     if about:
-        return list(cli.progress(found, about=about, unit="image", total=len(features[0])))
+        found = cli.progress(found, about=about, unit="image", total=len(features[0]))
     return list(found)
 
 
