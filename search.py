@@ -18,6 +18,8 @@ from draws import Share, drawn_like
 from model import END, PAD, START, UNK, ImageCaptioningModel, State
 from neighbours import Neighbours
 
+# Ended hypotheses kept per beam, of which neighbours may choose.
+ENDED_PER_BEAM = 2
 # Steps between two questions to a GPU whether all captions have ended: each makes the host wait.
 STEPS_BETWEEN_CHECKS = 4
 
@@ -78,6 +80,7 @@ def caption(
 
     An ensemble averages the probabilities of the next token. A beam that has ended stays and
     competes with the open ones, longer by the step, on log-probability per length^length_penalty.
+    The hypotheses are the best of all that have ended, also of those that had to leave the beam.
     Beams still open after ``max_words`` compete as they are, so every image gets a caption.
     ``<pad>``, ``<start>`` and ``<unk>`` are never chosen, nor is an empty caption.
 
@@ -127,7 +130,9 @@ def _by_batches(
             for model, theirs, photos in zip(models, batch, neighbours, strict=True)
             if photos
         ]
-        yield from _reranked(found, known, search.neighbour_weight) if known else found
+        if known:
+            found = _reranked(found, known, search.neighbour_weight)
+        yield from (hypotheses[: search.beam_size] for hypotheses in found)
 
 
 def _reranked(
@@ -154,22 +159,42 @@ def _reranked(
 
 
 class Beams(NamedTuple):
-    """The hypotheses kept for each image."""
+    """K hypotheses of each image; those of log-probability minus infinity are dead."""
 
     tokens: Tensor  # (N, K, T) tokens so far, <end> included, padded
     log_prob: Tensor  # (N, K) nats
     length: Tensor  # (N, K) tokens, <end> included
     ended: Tensor  # (N, K) bool
 
+    @classmethod
+    def dead(cls, n_images: int, n: int, max_words: int, device: torch.device) -> Beams:
+        """So many of each image, without tokens."""
+        return cls(
+            torch.full((n_images, n, max_words), PAD, device=device),
+            torch.full((n_images, n), -torch.inf, device=device),
+            torch.zeros((n_images, n), dtype=torch.long, device=device),
+            torch.zeros((n_images, n), dtype=torch.bool, device=device),
+        )
+
     def select(self, images: Tensor) -> Beams:
         """Those of these images, in this order."""
         return Beams(*(part.index_select(0, images) for part in self))
+
+    def best_with(self, others: Beams, length_penalty: float) -> Beams:
+        """As many, the best of these and others by log-probability per length^length_penalty."""
+        both = Beams(*(torch.cat(parts, dim=1) for parts in zip(self, others, strict=True)))
+        scores = both.log_prob / both.length**length_penalty
+        best = scores.topk(self.log_prob.shape[1]).indices  # (N, K)
+        return Beams(
+            both.tokens.gather(1, best.unsqueeze(-1).expand(-1, -1, both.tokens.shape[-1])),
+            *(part.gather(1, best) for part in both[1:]),
+        )
 
 
 def _beam_search(
     models: Sequence[ImageCaptioningModel], states: list[State], search: Search
 ) -> list[list[Hypothesis]]:
-    """The ``beam_size`` best hypotheses of each image, all images at once.
+    """The best hypotheses of each image, ``ENDED_PER_BEAM`` for each beam, all images at once.
 
     Row i of the beams belongs to image ``images[i]``. Images whose beams have all ended leave for
     ``done``, which is put back into the images' order at the end.
@@ -179,12 +204,8 @@ def _beam_search(
     images = torch.arange(n_images, device=device)  # those that are still being decoded
     rows = images.repeat_interleave(beam_size)  # (N*K,): a row for each beam
     states = [state.select(rows) for state in states]
-    beams = Beams(
-        torch.full((n_images, beam_size, max_words), PAD, device=device),
-        torch.full((n_images, beam_size), -torch.inf, device=device),
-        torch.zeros((n_images, beam_size), dtype=torch.long, device=device),
-        torch.zeros((n_images, beam_size), dtype=torch.bool, device=device),
-    )
+    beams = Beams.dead(n_images, beam_size, max_words, device)
+    ended = Beams.dead(n_images, ENDED_PER_BEAM * beam_size, max_words, device)
     beams.log_prob[:, 0] = 0.0  # one beam to begin with: K equal ones would stay equal
     last = torch.full_like(rows, START)
     banned_final = _banned_final(models[0], search)
@@ -194,44 +215,62 @@ def _beam_search(
         next_log_prob, states = _next_log_prob(models, last, states)
         next_log_prob = next_log_prob.view(len(images), beam_size, -1)  # (N, K, V)
         _ban(next_log_prob, beams.tokens[:, :, :position], beams.ended, search, banned_final)
-        beams, parents = _extend(beams, next_log_prob, position, search.length_penalty)
+        # No beam can give an image more than its K best tokens, so the others need not be compared.
+        values, tokens = next_log_prob.topk(min(beam_size, next_log_prob.shape[-1]))  # (N, K, W)
+        candidates = beams.log_prob.unsqueeze(-1) + values
+        ending = _ending(beams, candidates, tokens, position)
+        ended = ended.best_with(ending, search.length_penalty)
+        beams, parents = _extend(beams, candidates, tokens, position, search.length_penalty)
         parents += torch.arange(0, len(images) * beam_size, beam_size, device=device).unsqueeze(1)
         if _is_time_to_check(position, device):  # images whose beams have all ended leave
             is_open, order = (~beams.ended.all(dim=1)).int().sort(descending=True, stable=True)
             n_open = int(is_open.sum())
             if n_open < len(images):
                 closed, order = order[n_open:], order[:n_open]
-                done.append((images[closed], beams.select(closed)))
+                done.append((images[closed], ended.select(closed)))
                 images, beams, parents = images[order], beams.select(order), parents[order]
+                ended = ended.select(order)
             if not n_open:
                 break
         states = [state.select(parents.flatten()) for state in states]
         last = beams.tokens[:, :, position].flatten()
 
-    done.append((images, beams))
+    beams.log_prob.masked_fill_(beams.ended, -torch.inf)  # those are among ``ended``
+    done.append((images, ended.best_with(beams, search.length_penalty)))
     order = torch.cat([image_index for image_index, _ in done]).argsort()
     fields = zip(*(finished for _, finished in done), strict=True)  # of Beams, each in parts
-    beams = Beams(*map(torch.cat, fields)).select(order)
-    return _hypotheses(beams.tokens, beams.log_prob, beams.length, search)
+    found = Beams(*map(torch.cat, fields)).select(order)
+    return _hypotheses(found.tokens, found.log_prob, found.length, search)
+
+
+def _ending(beams: Beams, candidates: Tensor, tokens: Tensor, position: int) -> Beams:
+    """The beams with ``<end>`` after them; dead where it is none of their candidates."""
+    log_prob = candidates.masked_fill(tokens != END, -torch.inf).amax(dim=-1)  # (N, K)
+    ended = beams.tokens.clone()
+    ended[:, :, position] = END
+    return Beams(ended, log_prob, beams.length + 1, torch.ones_like(beams.ended))
 
 
 def _extend(
-    beams: Beams, next_log_prob: Tensor, position: int, length_penalty: float
+    beams: Beams, candidates: Tensor, tokens: Tensor, position: int, length_penalty: float
 ) -> tuple[Beams, Tensor]:
     """Each image's best hypotheses that are one token longer, or have ended.
+
+    Args:
+        beams: the hypotheses so far.
+        candidates: (N, K, W), log-probabilities of each with W tokens more, in nats.
+        tokens: (N, K, W), these.
+        position: of the tokens in the caption.
+        length_penalty: the exponent of the length.
 
     Returns:
         The new beams, and (N, K) which beams they extend.
     """
-    beam_size, vocabulary_size = next_log_prob.shape[1:]
-    # No beam can give an image more than its K best tokens, so the others need not be compared.
-    tokens = next_log_prob.topk(min(beam_size, vocabulary_size))  # (N, K, W)
-    candidates = beams.log_prob.unsqueeze(-1) + tokens.values  # (N, K, W)
     length = beams.length + (~beams.ended).long()  # (N, K)
     scores = candidates / length.unsqueeze(-1) ** length_penalty
-    best = scores.flatten(1).topk(beam_size).indices  # (N, K), into K*W
-    parents = best // tokens.values.shape[-1]  # (N, K)
-    last = tokens.indices.flatten(1).gather(1, best)  # (N, K)
+    best = scores.flatten(1).topk(candidates.shape[1]).indices  # (N, K), into K*W
+    parents = best // tokens.shape[-1]  # (N, K)
+    last = tokens.flatten(1).gather(1, best)  # (N, K)
     extended = beams.tokens.gather(1, parents.unsqueeze(-1).expand_as(beams.tokens))
     extended[:, :, position] = last
     new = Beams(

@@ -89,6 +89,40 @@ def test_a_beam_as_wide_as_all_sentences_finds_the_best(length_penalty):
         assert scores == sorted(scores, reverse=True)
 
 
+def test_what_ended_and_had_to_leave_the_beam_can_still_be_the_best(monkeypatch):
+    a, b = 4, 5
+    script = [  # at each position, what follows which word
+        {START: {a: 0.6, b: 0.4}},
+        {a: {END: 0.55, a: 0.45}, b: {a: 1.0}},  # "a" ends: -0.55 nats a token
+        {a: {a: 0.5, b: 0.5}},  # "b a a" and "b a b", -0.54, push it out
+        {a: {a: 0.45, b: 0.45, END: 0.1}, b: {a: 0.45, b: 0.45, END: 0.1}},  # and fall to -0.6
+    ]
+    positions = iter(script)
+
+    def step(_, last, states):
+        follows = next(positions)
+        probability = torch.zeros(len(last), 6)
+        for row, word in enumerate(last.tolist()):
+            for token, value in follows.get(word, {}).items():
+                probability[row, token] = value
+        return probability.log(), states
+
+    monkeypatch.setattr(module, "_next_log_prob", step)
+    model = make(6)
+    (found,) = caption_with(model, features_of(model, 1), beam_size=2, max_words=4)
+    assert found[0].tokens == [a]
+    assert found[0].score == pytest.approx(math.log(0.6 * 0.55) / 2)
+    assert found[1].score < found[0].score
+
+
+@pytest.mark.parametrize("max_words", [1, 2])
+def test_captions_of_one_or_two_words_are_searched_for_too(max_words):
+    model = make()
+    for hypotheses in caption_with(model, features_of(model), beam_size=3, max_words=max_words):
+        assert 1 <= len(hypotheses) <= 3
+        assert all(1 <= len(hypothesis.tokens) <= max_words for hypothesis in hypotheses)
+
+
 def test_log_probs_are_those_of_teacher_forcing():
     model = make()
     features = features_of(model)
