@@ -85,8 +85,9 @@ class Checkpoint:
         """
         if given.get("neighbour_weight") and not self.neighbours:
             raise UserError(
-                "this model knows no captions of similar photos (it is older than version 0.7.0, "
-                "or its training has not ended): leave --neighbour-weight out."
+                "this model (of several the first) has no captions of similar photos, since its "
+                "training left them out, did not end or is of before 0.7.0: leave "
+                "--neighbour-weight out."
             )
         return search_settings(self.settings, self.vocabulary, given)
 

@@ -170,14 +170,14 @@ class Run:
         best = self.load_best()
         val_set = self.load_split("val", as_pixels=False)
         assert val_set.features is not None
+        if not self.settings["neighbour_weight"]:
+            best = replace(best, neighbours=None)
         if not best.familiarity or (self.settings["neighbour_weight"] and not best.neighbours):
             best = self._completed(best, val_set.features)
         for field in dataclasses.fields(cli.BeamSettings):  # --resume may have changed them
             best.settings[field.name] = self.settings[field.name]
-        captions = self.write_captions(val_set.features, best.neighbours)
+        best, captions = self._judged(best, val_set)
         if distributed.is_first():
-            references = [example.captions for example in val_set.examples]
-            best.scores |= metrics.score(captions, references)
             checkpoint.save(self.folder / "best.pt", best)
         examples = val_set.examples[: logs.PROJECTED_IMAGES]
         features = val_set.features[: len(examples)]
@@ -213,11 +213,33 @@ class Run:
             found = remember(embeddings, captions, self.vocabulary.counts).to(self.model.device)
             about.append("neighbours")
         if about:
-            log.info(
-                f"{' and '.join(about)} of {len(kept):,} training photos, now in "
-                f"{self.folder / 'best.pt'}"
-            )
+            log.info(f"{' and '.join(about)} of {len(kept):,} training photos")
         return replace(best, familiarity=familiar, neighbours=found)
+
+    def _judged(self, best: Checkpoint, val_set: Flickr30k) -> tuple[Checkpoint, list[str]]:
+        """The checkpoint with scores, without neighbours that make captions worse; and these.
+
+        Few photos do so: what is nearest among them is not near.
+        """
+        assert val_set.features is not None
+        references = [example.captions for example in val_set.examples]
+        captions = self.write_captions(val_set.features)
+        scores = metrics.score(captions, references)
+        if best.neighbours:
+            theirs = self.write_captions(val_set.features, best.neighbours)
+            with_them = metrics.score(theirs, references)
+            helps = with_them["CIDEr"] >= scores["CIDEr"]
+            log.info(
+                f"neighbours  CIDEr {with_them['CIDEr']:.1f} with what people said of similar "
+                f"photos, {scores['CIDEr']:.1f} without: their captions are "
+                f"{'now in' if helps else 'left out of'} {self.folder / 'best.pt'}"
+            )
+            if helps:
+                scores, captions = with_them, theirs
+            else:
+                best = replace(best, neighbours=None)
+                best.settings["neighbour_weight"] = 0.0
+        return replace(best, scores=best.scores | scores), captions
 
     def log_steps(
         self, measure: str, recent: Reading, norm: float, state: TrainState, optimizer: AdamW

@@ -361,7 +361,7 @@ def prepare_stage(
     plan_schedule(state, n_steps)
     if optimizer_state:
         restore_optimizer(optimizer, optimizer_state)
-    elif state.best_scores:  # a run that is killed before the next save resumes in this stage
+    if state.best_scores:  # a run that is killed before the next save resumes here, as set now
         run.save_last(state, optimizer)
     return optimizer
 

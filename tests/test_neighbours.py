@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ from loader import SPECIAL_TOKENS, Vocabulary
 from model import END
 from neighbours import Neighbours, remember
 from resnet import BLOCKS_PER_LAYER
+from run import Run
 from search import Search, caption
 
 CPU = torch.device("cpu")
@@ -271,6 +273,38 @@ def test_a_run_of_before_gets_them_by_resuming_it(trained, tmp_path):
     best = checkpoint.load(folder / "best.pt", CPU)
     assert best.neighbours is not None
     assert best.search().neighbour_weight == 8
+
+
+def test_the_weight_of_a_resumed_run_is_remembered(trained, tmp_path):
+    """A plain --resume put captions back that had been left out for good reason."""
+    assert train.main(trained.flags(tmp_path, epochs=1)) == 0
+    best = tmp_path / "checkpoints" / "best.pt"
+    assert checkpoint.load(best, CPU).neighbours is not None
+    resume = ["--resume", "--checkpoints", str(best.parent)]
+    for weight, is_kept in (("0", False), (None, False), ("8", True), (None, True)):
+        flags = ["--neighbour-weight", weight] if weight else []
+        assert train.main([*resume, *flags]) == 0
+        assert bool(checkpoint.load(best, CPU).neighbours) == is_kept
+        card = (best.parent / "model_card.md").read_text(encoding="utf-8")
+        assert ("holds the captions" in card) == is_kept
+
+
+def test_neighbours_that_make_captions_worse_are_left_out(trained, tmp_path, capsys, monkeypatch):
+    """Of few photos none is near: with 190, seven CIDEr were lost."""
+    write = Run.write_captions
+
+    def wrong_with_them(self, features, neighbours=None):
+        return ["what"] * len(features) if neighbours else write(self, features)
+
+    monkeypatch.setattr(Run, "write_captions", wrong_with_them)
+    assert train.main(trained.flags(tmp_path, epochs=1)) == 0
+    assert re.search(r"CIDEr 0.0 with .* without: .* left out", capsys.readouterr().err)
+    best = checkpoint.load(tmp_path / "checkpoints" / "best.pt", CPU)
+    assert best.neighbours is None
+    assert best.search().neighbour_weight == 0
+    assert best.scores["CIDEr"] > 0
+    last = checkpoint.load(tmp_path / "checkpoints" / "last.pt", CPU)
+    assert last.settings["neighbour_weight"] == 8  # to try again after more epochs
 
 
 def test_with_weight_0_no_captions_are_kept(trained, tmp_path, capsys):
