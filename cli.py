@@ -124,7 +124,7 @@ class BeamSettings:
     )
     neighbour_weight: float = option(
         8.0,
-        "how much captions of similar training photos count",
+        "how much captions of similar training photos count; 0: not at all",
         at_least=0,
         below=1000,
         resume=True,

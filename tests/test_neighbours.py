@@ -261,6 +261,18 @@ def test_the_end_of_a_run_scores_with_them_as_evaluate_does(trained, tmp_path, c
     assert f"CIDEr {scores['CIDEr']:.1f}" in trained.stdout
 
 
+def test_that_training_photos_are_their_own_similar_photos_is_said(trained, tmp_path, capsys):
+    flags = ["--checkpoint", str(trained.checkpoints / "best.pt"), "--cache", str(tmp_path)]
+    for split, weight, is_said in (
+        ("train", [], True),
+        ("train", ["0"], False),
+        ("val", [], False),
+    ):
+        asked = [*flags, "--split", split, *(["--neighbour-weight", *weight] if weight else [])]
+        assert evaluate.main(asked) == 0
+        assert ("among its own similar photos" in capsys.readouterr().err) == is_said
+
+
 def test_a_run_of_before_gets_them_by_resuming_it(trained, tmp_path):
     assert train.main(trained.flags(tmp_path, neighbour_weight=0, epochs=1)) == 0
     folder = tmp_path / "checkpoints"
