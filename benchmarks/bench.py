@@ -29,12 +29,13 @@ import demo  # noqa: E402
 import distributed  # noqa: E402
 import learning  # noqa: E402
 import train  # noqa: E402
-from captions import Captions, read_captions  # noqa: E402
+from captions import read_captions  # noqa: E402
 from checkpoint import Checkpoint  # noqa: E402
 from corpus import Corpus, Example, load_corpus  # noqa: E402
 from learning import Loss  # noqa: E402
 from loader import SPECIAL_TOKENS, Flickr30k, Vocabulary, batches  # noqa: E402
 from model import ImageCaptioningModel, has_bfloat16  # noqa: E402
+from neighbours import remember  # noqa: E402
 from resnet import FoldedResNet  # noqa: E402
 from run import make_vocabulary  # noqa: E402
 
@@ -161,18 +162,15 @@ def corpus(data: Path | None, folder: Path, *, n_images: int, pictures: int = 0)
         UserError: there is no such data set, or no image in its training split.
     """
     if data and data.is_file() and not pictures:
-        captions = read_captions(data)
-        named = list(captions.of_image.items())[:n_images]
+        named = list(read_captions(data).of_image.items())[:n_images]
         examples = [Example(image, folder / image, texts) for image, texts in named]
     elif data:
-        found = load_corpus(data)
-        captions, examples = found.captions, found.splits["train"][:n_images]
+        examples = load_corpus(data).splits["train"][:n_images]
     else:
         examples = _made_up(folder, n_images, pictures)
-        captions = Captions(folder / "made up", {e.name: e.captions for e in examples})
     if not examples:
-        raise cli.UserError(f"the train split of {captions.path} is empty: give other --data.")
-    return Corpus(captions, {"train": examples, "val": examples[:20]}, 0, "nothing")
+        raise cli.UserError(f"the train split of {data} is empty: give other --data.")
+    return Corpus(data or folder, {"train": examples, "val": examples[:20], "test": []}, "nothing")
 
 
 def _made_up(folder: Path, n_images: int, pictures: int) -> list[Example]:
@@ -290,14 +288,25 @@ class Training:
 
 
 def save_model(path: Path, encoder: str, image_size: int) -> ImageCaptioningModel:
-    """A checkpoint with random weights: its captions end at 12 words, as long as people's."""
+    """A checkpoint with random weights: its captions end at 12 words, as long as people's.
+
+    It has the captions of as many similar photos as Flickr8k has.
+    """
     torch.manual_seed(0)
     model = ImageCaptioningModel(N_WORDS, encoder=encoder).eval()
     words = [*SPECIAL_TOKENS, *(f"w{n}" for n in range(N_WORDS - 4))]
     vocabulary = Vocabulary(words, [0] * N_WORDS, language="en")
     settings = cli.plain(train.Settings(encoder=encoder, image_size=image_size, max_words=12))
+    rng = random.Random(0)
+    told = [[rng.choices(range(4, N_WORDS), k=12) for _ in range(5)] for _ in range(6000)]
     made = Checkpoint(
-        model, vocabulary, settings, epoch=0, scores={}, started_at="2026-01-01_00-00-00"
+        model,
+        vocabulary,
+        settings,
+        epoch=0,
+        scores={},
+        started_at="2026-01-01_00-00-00",
+        neighbours=remember(torch.randn(6000, 512), told, vocabulary.counts),
     )
     checkpoint.save(path, made)
     return model

@@ -34,7 +34,7 @@ from bench import (
 )
 from bench import main as run_benchmark
 
-from cli import UserError
+from cli import BeamSettings, UserError
 
 N_PHOTOS = 2000
 ROUNDS = 3  # half a minute or more each
@@ -113,7 +113,7 @@ def main() -> None:
     tell(
         [
             Row("describing a folder of 2,000 photos, of the forward pass alone",
-                shares, "%", 80, note=f"beam 3, {rates}"),
+                shares, "%", 80, note=f"beam {BeamSettings.beam_size}, similar photos, {rates}"),
             Row("memory for 10,000 pictures, against 100", [many / few], "x", 1.1, at_most=True,
                 note=f"{many:.0f} MiB and {few:.0f} MiB; a small model and 4 words, "
                 f"{MANY / seconds_many:.0f} pictures/s"),

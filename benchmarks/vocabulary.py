@@ -34,8 +34,7 @@ def main() -> None:
     captions = read_captions(args.captions)
     texts = [text for texts in captions.of_image.values() for text in texts]
     vocabulary = ours(args.captions, args.language)
-    n_repaired = captions.n_repaired
-    print(f"{len(texts):,} captions of {len(captions.of_image):,} images, {n_repaired} repaired")
+    print(f"{len(texts):,} captions of {len(captions.of_image):,} images")
     print(f"{len(vocabulary):,} words that occur 5 times or more")
 
     # A new one each time, for they cache words; making it is not timed.
