@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound="DataclassInstance")
 T = TypeVar("T")
 
-VERSION = "0.7.0"
+VERSION = "0.7.1"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DONE, SOME_FAILED, FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 PROGRESS_AFTER, PROGRESS_EVERY = 10.0, 600.0  # seconds: the first line, the longest silence
