@@ -41,8 +41,7 @@ class Settings(cli.SamplingSettings):
     batch_size: int = option(64, "pictures captioned at a time", at_least=1)
     n_best: int = option(
         1,
-        "captions for each picture, best first (see --length-penalty and --neighbour-weight); "
-        "the beam is at least as wide",
+        "captions for each picture, best first (see --neighbour-weight); widens the beam",
         at_least=1,
         group="captions",
     )
