@@ -159,36 +159,24 @@ def _reranked(
 
 
 class Beams(NamedTuple):
-    """K hypotheses of each image; those of log-probability minus infinity are dead."""
+    """The hypotheses kept for each image."""
 
     tokens: Tensor  # (N, K, T) tokens so far, <end> included, padded
     log_prob: Tensor  # (N, K) nats
     length: Tensor  # (N, K) tokens, <end> included
     ended: Tensor  # (N, K) bool
 
-    @classmethod
-    def dead(cls, n_images: int, n: int, max_words: int, device: torch.device) -> Beams:
-        """So many of each image, without tokens."""
-        return cls(
-            torch.full((n_images, n, max_words), PAD, device=device),
-            torch.full((n_images, n), -torch.inf, device=device),
-            torch.zeros((n_images, n), dtype=torch.long, device=device),
-            torch.zeros((n_images, n), dtype=torch.bool, device=device),
-        )
-
     def select(self, images: Tensor) -> Beams:
         """Those of these images, in this order."""
         return Beams(*(part.index_select(0, images) for part in self))
 
-    def best_with(self, others: Beams, length_penalty: float) -> Beams:
-        """As many, the best of these and others by log-probability per length^length_penalty."""
-        both = Beams(*(torch.cat(parts, dim=1) for parts in zip(self, others, strict=True)))
-        scores = both.log_prob / both.length**length_penalty
-        best = scores.topk(self.log_prob.shape[1]).indices  # (N, K)
-        return Beams(
-            both.tokens.gather(1, best.unsqueeze(-1).expand(-1, -1, both.tokens.shape[-1])),
-            *(part.gather(1, best) for part in both[1:]),
-        )
+
+class Ending(NamedTuple):
+    """Hypotheses of n images that end at a token."""
+
+    images: Tensor  # (n,)
+    tokens: Tensor  # (n, K, T) before ``<end>``, padded
+    log_prob: Tensor  # (n, K) nats, ``<end>`` included; minus infinity where none ends
 
 
 def _beam_search(
@@ -196,20 +184,23 @@ def _beam_search(
 ) -> list[list[Hypothesis]]:
     """The best hypotheses of each image, ``ENDED_PER_BEAM`` for each beam, all images at once.
 
-    Row i of the beams belongs to image ``images[i]``. Images whose beams have all ended leave for
-    ``done``, which is put back into the images' order at the end.
+    Row i of the beams belongs to image ``images[i]``; images whose beams have all ended leave.
     """
     beam_size, max_words = search.beam_size, search.max_words
     n_images, device = len(states[0].image), states[0].image.device
     images = torch.arange(n_images, device=device)  # those that are still being decoded
     rows = images.repeat_interleave(beam_size)  # (N*K,): a row for each beam
     states = [state.select(rows) for state in states]
-    beams = Beams.dead(n_images, beam_size, max_words, device)
-    ended = Beams.dead(n_images, ENDED_PER_BEAM * beam_size, max_words, device)
+    beams = Beams(
+        torch.full((n_images, beam_size, max_words), PAD, device=device),
+        torch.full((n_images, beam_size), -torch.inf, device=device),
+        torch.zeros((n_images, beam_size), dtype=torch.long, device=device),
+        torch.zeros((n_images, beam_size), dtype=torch.bool, device=device),
+    )
     beams.log_prob[:, 0] = 0.0  # one beam to begin with: K equal ones would stay equal
+    endings: list[Ending] = []  # at each position
     last = torch.full_like(rows, START)
     banned_final = _banned_final(models[0], search)
-    done: list[tuple[Tensor, Beams]] = []
 
     for position in range(max_words):
         next_log_prob, states = _next_log_prob(models, last, states)
@@ -218,37 +209,47 @@ def _beam_search(
         # No beam can give an image more than its K best tokens, so the others need not be compared.
         values, tokens = next_log_prob.topk(min(beam_size, next_log_prob.shape[-1]))  # (N, K, W)
         candidates = beams.log_prob.unsqueeze(-1) + values
-        ending = _ending(beams, candidates, tokens, position)
-        ended = ended.best_with(ending, search.length_penalty)
+        log_prob = candidates.masked_fill(tokens != END, -torch.inf).amax(dim=-1)  # (N, K)
+        endings.append(Ending(images, beams.tokens, log_prob))
         beams, parents = _extend(beams, candidates, tokens, position, search.length_penalty)
         parents += torch.arange(0, len(images) * beam_size, beam_size, device=device).unsqueeze(1)
         if _is_time_to_check(position, device):  # images whose beams have all ended leave
             is_open, order = (~beams.ended.all(dim=1)).int().sort(descending=True, stable=True)
             n_open = int(is_open.sum())
             if n_open < len(images):
-                closed, order = order[n_open:], order[:n_open]
-                done.append((images[closed], ended.select(closed)))
+                order = order[:n_open]
                 images, beams, parents = images[order], beams.select(order), parents[order]
-                ended = ended.select(order)
             if not n_open:
                 break
         states = [state.select(parents.flatten()) for state in states]
         last = beams.tokens[:, :, position].flatten()
 
-    beams.log_prob.masked_fill_(beams.ended, -torch.inf)  # those are among ``ended``
-    done.append((images, ended.best_with(beams, search.length_penalty)))
-    order = torch.cat([image_index for image_index, _ in done]).argsort()
-    fields = zip(*(finished for _, finished in done), strict=True)  # of Beams, each in parts
-    found = Beams(*map(torch.cat, fields)).select(order)
-    return _hypotheses(found.tokens, found.log_prob, found.length, search)
+    still_open = beams.log_prob.masked_fill(beams.ended, -torch.inf)
+    return _best_ended([*endings, Ending(images, beams.tokens, still_open)], n_images, search)
 
 
-def _ending(beams: Beams, candidates: Tensor, tokens: Tensor, position: int) -> Beams:
-    """The beams with ``<end>`` after them; dead where it is none of their candidates."""
-    log_prob = candidates.masked_fill(tokens != END, -torch.inf).amax(dim=-1)  # (N, K)
-    ended = beams.tokens.clone()
-    ended[:, :, position] = END
-    return Beams(ended, log_prob, beams.length + 1, torch.ones_like(beams.ended))
+def _best_ended(endings: Sequence[Ending], n_images: int, search: Search) -> list[list[Hypothesis]]:
+    """Each image's best hypotheses: of those that end at each position, and last the open ones."""
+    device, max_words = endings[0].tokens.device, search.max_words
+    shape = (len(endings), n_images, search.beam_size)
+    tokens = torch.full((*shape, max_words), PAD, device=device)
+    log_prob = torch.full(shape, -torch.inf, device=device)
+    for position, ending in enumerate(endings):
+        tokens[position].index_copy_(0, ending.images, ending.tokens)
+        log_prob[position].index_copy_(0, ending.images, ending.log_prob)
+    tokens[:-1].diagonal(dim1=0, dim2=3).fill_(END)
+    length = torch.arange(1, len(endings) + 1, device=device).clamp(max=max_words)
+    scores = log_prob / (length**search.length_penalty).view(-1, 1, 1)
+    n_best = ENDED_PER_BEAM * search.beam_size
+    best = scores.transpose(0, 1).flatten(1).topk(n_best).indices  # (N, 2K), into positions * K
+    return _hypotheses(
+        tokens.transpose(0, 1)
+        .flatten(1, 2)
+        .gather(1, best.unsqueeze(-1).expand(-1, -1, max_words)),
+        log_prob.transpose(0, 1).flatten(1).gather(1, best),
+        length[best // search.beam_size],
+        search,
+    )
 
 
 def _extend(
