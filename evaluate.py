@@ -120,7 +120,8 @@ def evaluate(settings: Settings, given: frozenset[str]) -> int:
     models = checkpoint.load_ensemble(settings.checkpoint, cli.device(settings.device))
     corpus = _corpus(settings, models[0])
     search = models[0].search({name: getattr(settings, name) for name in given})
-    if settings.split == "train" and search.neighbour_weight and models[0].neighbours:
+    knows_photos = any(trained.neighbours for trained in models)
+    if settings.split == "train" and search.neighbour_weight and knows_photos:
         log.warning(
             "warning: each training photo is among its own similar photos, which raises the "
             "scores: give --neighbour-weight 0 to leave them out."

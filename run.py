@@ -170,9 +170,10 @@ class Run:
         best = self.load_best()
         val_set = self.load_split("val", as_pixels=False)
         assert val_set.features is not None
-        if not self.settings["neighbour_weight"]:
+        weight = self.settings["neighbour_weight"]
+        if not weight:
             best = replace(best, neighbours=None)
-        if not best.familiarity or (self.settings["neighbour_weight"] and not best.neighbours):
+        if not best.familiarity or (weight and not best.neighbours):
             best = self._completed(best, val_set.features)
         for field in dataclasses.fields(cli.BeamSettings):  # --resume may have changed them
             best.settings[field.name] = self.settings[field.name]
@@ -237,8 +238,8 @@ class Run:
             if helps:
                 scores, captions = with_them, theirs
             else:
-                best = replace(best, neighbours=None)
-                best.settings["neighbour_weight"] = 0.0
+                settings = {**best.settings, "neighbour_weight": 0.0}
+                best = replace(best, neighbours=None, settings=settings)
         return replace(best, scores=best.scores | scores), captions
 
     def log_steps(

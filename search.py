@@ -231,22 +231,19 @@ def _beam_search(
 def _best_ended(endings: Sequence[Ending], n_images: int, search: Search) -> list[list[Hypothesis]]:
     """Each image's best hypotheses: of those that end at each position, and last the open ones."""
     device, max_words = endings[0].tokens.device, search.max_words
-    shape = (len(endings), n_images, search.beam_size)
+    shape = (n_images, len(endings), search.beam_size)  # P endings: (N, P, K)
     tokens = torch.full((*shape, max_words), PAD, device=device)
     log_prob = torch.full(shape, -torch.inf, device=device)
     for position, ending in enumerate(endings):
-        tokens[position].index_copy_(0, ending.images, ending.tokens)
-        log_prob[position].index_copy_(0, ending.images, ending.log_prob)
-    tokens[:-1].diagonal(dim1=0, dim2=3).fill_(END)
-    length = torch.arange(1, len(endings) + 1, device=device).clamp(max=max_words)
-    scores = log_prob / (length**search.length_penalty).view(-1, 1, 1)
-    n_best = ENDED_PER_BEAM * search.beam_size
-    best = scores.transpose(0, 1).flatten(1).topk(n_best).indices  # (N, 2K), into positions * K
+        tokens[:, position].index_copy_(0, ending.images, ending.tokens)
+        log_prob[:, position].index_copy_(0, ending.images, ending.log_prob)
+    tokens[:, :-1].diagonal(dim1=1, dim2=3).fill_(END)
+    length = torch.arange(1, len(endings) + 1, device=device).clamp(max=max_words)  # (P,)
+    scores = log_prob / (length**search.length_penalty).unsqueeze(-1)
+    best = scores.flatten(1).topk(ENDED_PER_BEAM * search.beam_size).indices  # (N, 2K), into P*K
     return _hypotheses(
-        tokens.transpose(0, 1)
-        .flatten(1, 2)
-        .gather(1, best.unsqueeze(-1).expand(-1, -1, max_words)),
-        log_prob.transpose(0, 1).flatten(1).gather(1, best),
+        tokens.flatten(1, 2).gather(1, best.unsqueeze(-1).expand(-1, -1, max_words)),
+        log_prob.flatten(1).gather(1, best),
         length[best // search.beam_size],
         search,
     )
