@@ -5,6 +5,9 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # one worker a core; before torch is imported
+
 import browser
 import pytest
 

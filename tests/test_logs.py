@@ -144,8 +144,8 @@ def test_a_resumed_line_has_neither_gaps_nor_doubled_points(tmp_path):
     killed.flush()  # with the checkpoint of step 7
     log_steps(killed, range(8, 11))
     killed.flush()
-    (first,) = tmp_path.iterdir()
-    first.rename(first.with_name(f"{first.name}.0"))  # a second is longer than this test
+    (first,) = tmp_path.iterdir()  # read in the order of names, which begin with the second
+    first.rename(first.with_name("events.out.tfevents.0"))
     resumed = logs.RunLog(tmp_path, {}, step=7)
     log_steps(resumed, range(8, 13))
     resumed.flush()
