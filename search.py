@@ -78,10 +78,10 @@ def caption(
 ) -> list[list[Hypothesis]]:
     """Caption each image with one model or an ensemble, ``batch_size`` images at once.
 
-    An ensemble averages the probabilities of the next token. A beam that has ended stays and
-    competes with the open ones, longer by the step, on log-probability per length^length_penalty.
-    The hypotheses are the best of all that have ended, also of those that had to leave the beam.
-    Beams still open after ``max_words`` compete as they are, so every image gets a caption.
+    An ensemble averages the probabilities of the next token. What has ended is set aside and leaves
+    its beam to others, until as many as beams have ended with a better log-probability per
+    length^length_penalty than the open ones have. Beams still open after ``max_words`` count as
+    they are, so every image gets a caption.
     ``<pad>``, ``<start>`` and ``<unk>`` are never chosen, nor is an empty caption.
 
     Args:
@@ -159,16 +159,17 @@ def _reranked(
 
 
 class Beams(NamedTuple):
-    """The hypotheses kept for each image."""
+    """The open hypotheses of n images, and how good those are that have ended."""
 
-    tokens: Tensor  # (N, K, T) tokens so far, <end> included, padded
-    log_prob: Tensor  # (N, K) nats
-    length: Tensor  # (N, K) tokens, <end> included
-    ended: Tensor  # (N, K) bool
+    images: Tensor  # (n,) which images these are
+    tokens: Tensor  # (n, K, T) words so far, padded
+    log_prob: Tensor  # (n, K) nats; minus infinity where there is no hypothesis
+    ended: Tensor  # (n, K) scores of the best that have ended, falling; minus infinity: none yet
+    is_done: Tensor  # (n,) bool: these are the best there are
 
-    def select(self, images: Tensor) -> Beams:
+    def select(self, rows: Tensor) -> Beams:
         """Those of these images, in this order."""
-        return Beams(*(part.index_select(0, images) for part in self))
+        return Beams(*(part.index_select(0, rows) for part in self))
 
 
 class Ending(NamedTuple):
@@ -184,18 +185,20 @@ def _beam_search(
 ) -> list[list[Hypothesis]]:
     """The best hypotheses of each image, ``ENDED_PER_BEAM`` for each beam, all images at once.
 
-    Row i of the beams belongs to image ``images[i]``; images whose beams have all ended leave.
+    An image is done, and leaves, when K hypotheses have ended that are better than its open ones.
     """
     beam_size, max_words = search.beam_size, search.max_words
     n_images, device = len(states[0].image), states[0].image.device
-    images = torch.arange(n_images, device=device)  # those that are still being decoded
-    rows = images.repeat_interleave(beam_size)  # (N*K,): a row for each beam
+    images = torch.arange(n_images, device=device)
+    rows = images.repeat_interleave(beam_size)  # (n*K,): a row for each beam
     states = [state.select(rows) for state in states]
+    none = torch.full((n_images, beam_size), -torch.inf, device=device)
     beams = Beams(
+        images,
         torch.full((n_images, beam_size, max_words), PAD, device=device),
-        torch.full((n_images, beam_size), -torch.inf, device=device),
-        torch.zeros((n_images, beam_size), dtype=torch.long, device=device),
-        torch.zeros((n_images, beam_size), dtype=torch.bool, device=device),
+        none.clone(),
+        none,
+        torch.zeros(n_images, dtype=torch.bool, device=device),
     )
     beams.log_prob[:, 0] = 0.0  # one beam to begin with: K equal ones would stay equal
     endings: list[Ending] = []  # at each position
@@ -204,28 +207,63 @@ def _beam_search(
 
     for position in range(max_words):
         next_log_prob, states = _next_log_prob(models, last, states)
-        next_log_prob = next_log_prob.view(len(images), beam_size, -1)  # (N, K, V)
-        _ban(next_log_prob, beams.tokens[:, :, :position], beams.ended, search, banned_final)
-        # No beam can give an image more than its K best tokens, so the others need not be compared.
-        values, tokens = next_log_prob.topk(min(beam_size, next_log_prob.shape[-1]))  # (N, K, W)
-        candidates = beams.log_prob.unsqueeze(-1) + values
-        log_prob = candidates.masked_fill(tokens != END, -torch.inf).amax(dim=-1)  # (N, K)
-        endings.append(Ending(images, beams.tokens, log_prob))
-        beams, parents = _extend(beams, candidates, tokens, position, search.length_penalty)
-        parents += torch.arange(0, len(images) * beam_size, beam_size, device=device).unsqueeze(1)
-        if _is_time_to_check(position, device):  # images whose beams have all ended leave
-            is_open, order = (~beams.ended.all(dim=1)).int().sort(descending=True, stable=True)
+        next_log_prob = next_log_prob.view(len(beams.images), beam_size, -1)  # (n, K, V)
+        _ban(next_log_prob, beams.tokens[:, :, :position], search, banned_final)
+        beams, parents, ending = _extend(beams, next_log_prob, position, search.length_penalty)
+        endings.append(ending)
+        if _is_time_to_check(position, device):
+            is_open, order = (~beams.is_done).int().sort(descending=True, stable=True)
             n_open = int(is_open.sum())
-            if n_open < len(images):
-                order = order[:n_open]
-                images, beams, parents = images[order], beams.select(order), parents[order]
+            if n_open < len(order):
+                beams, parents = beams.select(order[:n_open]), parents[order[:n_open]]
             if not n_open:
                 break
         states = [state.select(parents.flatten()) for state in states]
         last = beams.tokens[:, :, position].flatten()
 
-    still_open = beams.log_prob.masked_fill(beams.ended, -torch.inf)
-    return _best_ended([*endings, Ending(images, beams.tokens, still_open)], n_images, search)
+    still_open = beams.log_prob.masked_fill(beams.is_done.unsqueeze(1), -torch.inf)
+    endings.append(Ending(beams.images, beams.tokens, still_open))
+    return _best_ended(endings, n_images, search)
+
+
+def _extend(
+    beams: Beams, next_log_prob: Tensor, position: int, length_penalty: float
+) -> tuple[Beams, Tensor, Ending]:
+    """Each image's best hypotheses that are one word longer, and those that end here instead.
+
+    A hypothesis may end if ``<end>`` is among its K likeliest tokens.
+
+    Args:
+        beams: the hypotheses so far.
+        next_log_prob: (n, K, V) nats, of each with a token more.
+        position: of this token in the caption.
+        length_penalty: the exponent of the length.
+
+    Returns:
+        The new beams, (n, K) which rows of the n*K they extend, and what has ended.
+    """
+    n_images, beam_size = beams.log_prob.shape
+    # No hypothesis can give an image more than its K best words, so others need not be compared.
+    values, tokens = next_log_prob.topk(min(beam_size + 1, next_log_prob.shape[-1]))  # (n, K, W)
+    candidates, is_end = beams.log_prob.unsqueeze(-1) + values, tokens == END
+    ending = candidates.masked_fill(~is_end, -torch.inf)[..., :beam_size].amax(dim=-1)  # (n, K)
+    ending = ending.masked_fill(beams.is_done.unsqueeze(1), -torch.inf)
+
+    candidates = candidates.masked_fill(is_end, -torch.inf)
+    log_prob, best = candidates.flatten(1).topk(beam_size)  # (n, K), into K*W
+    parents = best // tokens.shape[-1]  # (n, K)
+    extended = beams.tokens.gather(1, parents.unsqueeze(-1).expand_as(beams.tokens))
+    extended[:, :, position] = tokens.flatten(1).gather(1, best)
+
+    length = (position + 1) ** length_penalty
+    ended = torch.cat([beams.ended, ending / length], dim=1).topk(beam_size).values
+    is_done = beams.is_done | (ended[:, -1] >= log_prob[:, 0] / length)
+    first = torch.arange(0, n_images * beam_size, beam_size, device=log_prob.device)
+    return (
+        Beams(beams.images, extended, log_prob, ended, is_done),
+        parents + first.unsqueeze(1),
+        Ending(beams.images, beams.tokens, ending),
+    )
 
 
 def _best_ended(endings: Sequence[Ending], n_images: int, search: Search) -> list[list[Hypothesis]]:
@@ -247,37 +285,6 @@ def _best_ended(endings: Sequence[Ending], n_images: int, search: Search) -> lis
         length[best // search.beam_size],
         search,
     )
-
-
-def _extend(
-    beams: Beams, candidates: Tensor, tokens: Tensor, position: int, length_penalty: float
-) -> tuple[Beams, Tensor]:
-    """Each image's best hypotheses that are one token longer, or have ended.
-
-    Args:
-        beams: the hypotheses so far.
-        candidates: (N, K, W), log-probabilities of each with W tokens more, in nats.
-        tokens: (N, K, W), these.
-        position: of the tokens in the caption.
-        length_penalty: the exponent of the length.
-
-    Returns:
-        The new beams, and (N, K) which beams they extend.
-    """
-    length = beams.length + (~beams.ended).long()  # (N, K)
-    scores = candidates / length.unsqueeze(-1) ** length_penalty
-    best = scores.flatten(1).topk(candidates.shape[1]).indices  # (N, K), into K*W
-    parents = best // tokens.shape[-1]  # (N, K)
-    last = tokens.flatten(1).gather(1, best)  # (N, K)
-    extended = beams.tokens.gather(1, parents.unsqueeze(-1).expand_as(beams.tokens))
-    extended[:, :, position] = last
-    new = Beams(
-        extended,
-        candidates.flatten(1).gather(1, best),
-        length.gather(1, parents),
-        beams.ended.gather(1, parents) | (last == END),
-    )
-    return new, parents
 
 
 # --------------------------------------------------------------------------- sampling
@@ -325,7 +332,9 @@ def sample(
     banned_final = _banned_final(models[0], search)
     for position in range(search.max_words):
         next_log_prob, states = _next_log_prob(models, last, states)
-        _ban(next_log_prob, tokens[:, :position], ended, search, banned_final)
+        _ban(next_log_prob, tokens[:, :position], search, banned_final)
+        next_log_prob.masked_fill_(ended.unsqueeze(-1), -torch.inf)
+        next_log_prob[:, PAD].masked_fill_(ended, 0.0)  # what has ended is only padded
         probability = _nucleus((next_log_prob / search.temperature).softmax(dim=-1), search.top_p)
         # As multinomial draws, but without its assertion, after which a GPU cannot be used.
         last = (probability / drawn_like(probability, share, Tensor.exponential_)).argmax(dim=-1)
@@ -384,7 +393,6 @@ def _banned_final(model: ImageCaptioningModel, search: Search) -> Tensor | None:
 def _ban(
     next_log_prob: Tensor,
     tokens: Tensor,
-    ended: Tensor,
     search: Search,
     banned_final: Tensor | None,
 ) -> None:
@@ -393,7 +401,6 @@ def _ban(
     Args:
         next_log_prob: (..., V), of each hypothesis.
         tokens: (..., T), its tokens so far.
-        ended: (...) bool: an ended hypothesis is only padded.
         search: what else is banned.
         banned_final: (V,) bool, which words may not be the last.
     """
@@ -413,8 +420,6 @@ def _ban(
         next_log_prob.scatter_(-1, repeating, -torch.inf)
     is_stuck = next_log_prob.amax(dim=-1).isneginf()  # all is banned: let the caption end
     next_log_prob[..., END] = torch.where(is_stuck, end_log_prob, next_log_prob[..., END])
-    next_log_prob.masked_fill_(ended.unsqueeze(-1), -torch.inf)
-    next_log_prob[..., PAD].masked_fill_(ended, 0.0)
 
 
 def _repeating(tokens: Tensor, n: int) -> Tensor:

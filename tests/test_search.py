@@ -89,30 +89,49 @@ def test_a_beam_as_wide_as_all_sentences_finds_the_best(length_penalty):
         assert scores == sorted(scores, reverse=True)
 
 
-def test_what_ended_and_had_to_leave_the_beam_can_still_be_the_best(monkeypatch):
-    a, b = 4, 5
-    script = [  # at each position, what follows which word
-        {START: {a: 0.6, b: 0.4}},
-        {a: {END: 0.55, a: 0.45}, b: {a: 1.0}},  # "a" ends: -0.55 nats a token
-        {a: {a: 0.5, b: 0.5}},  # "b a a" and "b a b", -0.54, push it out
-        {a: {a: 0.45, b: 0.45, END: 0.1}, b: {a: 0.45, b: 0.45, END: 0.1}},  # and fall to -0.6
-    ]
+def best_of_script(monkeypatch, script, n_words, **search):
+    """What is found where ``script`` has, at each position, what follows which word."""
     positions = iter(script)
 
     def step(_, last, states):
         follows = next(positions)
-        probability = torch.zeros(len(last), 6)
+        probability = torch.zeros(len(last), 4 + n_words)
         for row, word in enumerate(last.tolist()):
             for token, value in follows.get(word, {}).items():
                 probability[row, token] = value
         return probability.log(), states
 
     monkeypatch.setattr(module, "_next_log_prob", step)
-    model = make(6)
-    (found,) = caption_with(model, features_of(model, 1), beam_size=2, max_words=4)
+    model = make(4 + n_words)
+    (found,) = caption_with(model, features_of(model, 1), **search)
+    return found
+
+
+def test_what_has_ended_competes_with_what_others_become(monkeypatch):
+    a, b = 4, 5
+    script = [
+        {START: {a: 0.6, b: 0.4}},
+        {a: {END: 0.55, a: 0.45}, b: {a: 1.0}},  # "a" ends: -0.55 nats a token
+        {a: {a: 0.5, b: 0.5}},  # "b a a" and "b a b" are ahead of it, -0.54,
+        {a: {a: 0.45, b: 0.45, END: 0.1}, b: {a: 0.45, b: 0.45, END: 0.1}},  # and fall to -0.6
+    ]
+    found = best_of_script(monkeypatch, script, 2, beam_size=2, max_words=4)
     assert found[0].tokens == [a]
     assert found[0].score == pytest.approx(math.log(0.6 * 0.55) / 2)
     assert found[1].score < found[0].score
+
+
+def test_what_has_ended_leaves_its_beam_to_others(monkeypatch):
+    """Before version 0.8.0 it kept it, and "a c" was never looked at further."""
+    a, b, c = 4, 5, 6
+    script = [
+        {START: {a: 0.6, b: 0.4}},
+        {a: {END: 0.52, c: 0.48}, b: {a: 1.0}},  # "b a" 0.4, "a" ends 0.31, "a c" 0.29
+        {a: {END: 0.3, a: 0.7}, c: {END: 1.0}},
+    ]
+    found = best_of_script(monkeypatch, script, 3, beam_size=2, max_words=3)
+    assert found[0].tokens == [a, c]
+    assert found[0].score == pytest.approx(math.log(0.6 * 0.48) / 3)
 
 
 @pytest.mark.parametrize("max_words", [1, 2])
