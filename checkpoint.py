@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import cli
@@ -60,6 +61,7 @@ class Checkpoint:
             is done, and not if there were too few photos.
         neighbours: the training photos with their captions, if those count in the search; only in
             the ``best.pt`` of a run that is done.
+        trained_on: (M,) int64, ``Corpus.photo_ids`` of the training photos, if the run is done.
     """
 
     model: ImageCaptioningModel
@@ -71,6 +73,7 @@ class Checkpoint:
     training: dict[str, Any] = field(default_factory=dict)
     familiarity: Familiarity | None = None
     neighbours: Neighbours | None = None
+    trained_on: Tensor | None = None
 
     @property
     def image_size(self) -> int:
@@ -142,6 +145,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         content["familiarity"] = checkpoint.familiarity.plain()
     if checkpoint.neighbours:
         content["neighbours"] = checkpoint.neighbours.plain()
+    if checkpoint.trained_on is not None:
+        content["trained_on"] = checkpoint.trained_on
     try:
         with whole_file(path) as part:
             _write(part, content)
@@ -203,6 +208,9 @@ def load(
         neighbours = content.get("neighbours")
         if neighbours is not None:
             integrity.check_neighbours(neighbours, content["model"], path.stat().st_size)
+        if (trained_on := content.get("trained_on")) is not None:
+            integrity.check_tensors([trained_on], path.stat().st_size)
+            integrity.require(trained_on.dtype == torch.int64, "it names photos in another way")
     model.to(device)  # its constants too
     model.lstm.flatten_parameters()  # else cuDNN packs the weights anew at every token
     return Checkpoint(
@@ -215,6 +223,7 @@ def load(
         training=content["training"],
         familiarity=Familiarity.of(familiarity).to(device) if familiarity else None,
         neighbours=Neighbours.of(neighbours).to(device) if neighbours else None,
+        trained_on=trained_on,
     )
 
 
@@ -304,6 +313,12 @@ def load_last(
         TrainState.of(training["state"])
         integrity.check_optimizer(training["optimizer"], path.stat().st_size)
         integrity.require(isinstance(training["corpus"], str), "its data set has no fingerprint")
+    best = folder / "best.pt"
+    if resumed.scores and not (best.is_file() and _started(best) == resumed.started_at):
+        raise UserError(
+            f"{best} is not of the run to resume, which began at {resumed.started_at}: put that "
+            "run's best.pt beside its last.pt."
+        )
     return resumed
 
 
@@ -317,9 +332,8 @@ def load_ensemble(paths: Sequence[Path], device: torch.device) -> list[Checkpoin
     for path, other in zip(paths[1:], models[1:], strict=True):
         if other.vocabulary.words != models[0].vocabulary.words:
             raise UserError(
-                f"{paths[0]} and {path} know different words ({len(models[0].vocabulary):,} and "
-                f"{len(other.vocabulary):,}): only models trained on the same captions can be "
-                "given to --checkpoint together."
+                f"{paths[0]} and {path} know different words: only models trained on the same "
+                "captions can be given to --checkpoint together."
             )
         if other.image_size != models[0].image_size:
             raise UserError(
@@ -377,12 +391,12 @@ def set_aside(folder: Path, logs: Path) -> None:
             the beginning of their run.
         logs: the new run's TensorBoard folder; one that is there already gets another name.
     """
-    files = [path for path in (folder / "best.pt", folder / "last.pt") if path.exists()]
+    files = [path for path in (folder / n for n in ("best.pt", "last.pt", CARD)) if path.exists()]
     if files:
         when = _started(files[0])
         aside = _free(folder / when)
         aside.mkdir(parents=True)
-        for path in [*files, *folder.glob(CARD)]:
+        for path in files:
             path.rename(aside / path.name)
         log.info(f"kept        the earlier run's checkpoints, now in {aside}")
     elif logs.exists():

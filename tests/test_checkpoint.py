@@ -203,7 +203,10 @@ def test_loaded_weights_are_made_flat_for_cudnn(trained, monkeypatch):
 
 @pytest.fixture
 def last(tmp_path, monkeypatch):
-    """A small `last.pt` within an epoch of stage 1, with every part that a file can have."""
+    """A small `last.pt` within an epoch of stage 1, with every part that a file can have.
+
+    Beside it is the best.pt of its run.
+    """
     monkeypatch.setitem(BLOCKS_PER_LAYER, "tiny", (1, 1, 1, 1))
     words = [*SPECIAL_TOKENS, "a", "dog", "runs"]
     model = tiny.make(len(words), encoder="tiny")
@@ -231,7 +234,8 @@ def last(tmp_path, monkeypatch):
             torch.zeros(512), torch.ones(512), torch.eye(512)[:2], torch.arange(3.0)
         ),
     )
-    checkpoint.save(tmp_path / "last.pt", trained)
+    for name in ("last.pt", "best.pt"):
+        checkpoint.save(tmp_path / name, trained)
     return tmp_path / "last.pt"
 
 
@@ -367,6 +371,28 @@ def test_a_folder_is_named_after_no_path_in_a_file(last):
     assert moved.parent.parent == last.parent
 
 
+def test_a_model_card_without_models_is_set_aside_too(tmp_path):
+    """It may be somebody's own, and was written over."""
+    (tmp_path / "model_card.md").write_text("my own")
+    checkpoint.set_aside(tmp_path, tmp_path / "no logs")
+    (moved,) = tmp_path.glob("*/model_card.md")
+    assert moved.read_text() == "my own"
+
+
+@pytest.mark.parametrize("other", ["of another run", "missing"])
+def test_a_run_is_not_resumed_beside_another_ones_best_model(last, other):
+    """It ended well, with the other one's weights and words, scored with its own."""
+    checkpoint.load_last(last.parent, CPU)
+    best = last.with_name("best.pt")
+    if other == "missing":
+        best.unlink()
+    else:
+        content = torch.load(best, weights_only=True)
+        torch.save({**content, "started_at": "2020-01-01_10-00-00"}, best)
+    with pytest.raises(UserError, match=r"best\.pt is not of the run to resume, which began at 20"):
+        checkpoint.load_last(last.parent, CPU)
+
+
 ODD = [None, True, "x", "", "\0", 0, -1, 2.5, 10**9, -(10**9), 10**400, math.nan, math.inf]
 ODD += [[], {}, (), b"x", [[]], {"x": 1}, torch.zeros(2), torch.zeros(1).expand(10**12), 1 + 2j]
 
@@ -461,7 +487,7 @@ def test_a_disk_that_is_full_at_any_place_costs_the_new_file_only(last, share):
     assert caught.value.errno == errno.EFBIG
     assert caught.value.filename == str(last)
     assert last.read_bytes() == before
-    assert [path.name for path in last.parent.iterdir()] == ["last.pt"]
+    assert sorted(path.name for path in last.parent.iterdir()) == ["best.pt", "last.pt"]
 
 
 def test_a_write_that_fails_at_any_place_is_the_disks_error(tmp_path, monkeypatch):
