@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 # Part of every key: raised whenever ``pictures.transform`` or ``model.make_encoder`` changes its
 # numbers.
-CACHE_VERSION = 6
+CACHE_VERSION = 7
 LIST_EVERY = 10.0  # seconds; what an interruption can cost
 BATCH_SIZE = 32  # pictures encoded at a time
 
@@ -357,12 +357,16 @@ class _NewShard:
 
 
 def _identity(path: Path) -> str:
-    """Identify a version of a picture file: its place, size and time of change."""
+    """Identify a version of a picture file: its place, size and times of change.
+
+    What unpacks archives sets the one time back, and pictures without compression have one size.
+    """
     try:
         status = path.stat()
     except OSError:
         return f"{path}|missing"
-    return f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+    times = f"{status.st_mtime_ns}|{status.st_ctime_ns}"
+    return f"{path.resolve()}|{status.st_size}|{times}"
 
 
 def fingerprint(module: torch.nn.Module) -> str:

@@ -117,6 +117,19 @@ def test_a_second_call_computes_nothing(prepare, paths, frozen, monkeypatch):
     assert prepare(paths[-1:], frozen)[1].any()
 
 
+def test_another_picture_of_the_same_size_and_time_is_read(prepare, tmp_path, frozen):
+    """As an archive unpacked over another: it sets the time back, and .bmp files are all as large.
+
+    The one before was learned from."""
+    path = tmp_path / "a.bmp"
+    for color in ("red", "blue"):
+        Image.new("RGB", (40, 30), color).save(path)
+        os.utime(path, ns=(0, 0))
+        _, found, n_read = prepare([path], frozen)
+        assert n_read == 1
+    torch.testing.assert_close(found, features_of([path], frozen))
+
+
 @pytest.mark.parametrize("change", ["content", "time"])
 def test_a_changed_picture_is_read_again(prepare, paths, frozen, change):
     _, first, _ = prepare(paths, frozen)
