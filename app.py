@@ -244,7 +244,8 @@ def make_app(worker: Worker, turns: Turns) -> Flask:
 
     def in_turn(job: Callable[[IO[bytes], A], T], asked: A) -> T:
         if request.mimetype == "multipart/form-data":
-            raise UnsupportedMediaType(f"send the picture itself, not a form: {EXAMPLE}")
+            example = f"curl --data-binary @photo.jpg http://{request.host}/caption"
+            raise UnsupportedMediaType(f"send the picture itself, not a form: {example}")
         try:
             return turns.do(partial(job, request.stream, asked))
         except UserError as error:
@@ -299,7 +300,6 @@ def make_app(worker: Worker, turns: Turns) -> Flask:
     return app
 
 
-EXAMPLE = f"curl --data-binary @photo.jpg http://{HOST}:8000/caption"
 MESSAGES: dict[int, str | None] = {  # HTTP status → what to say instead of Werkzeug's words
     404: "there is nothing at this address: docs/app.md lists what there is.",
     405: "not by this method: docs/app.md has an example.",
@@ -330,6 +330,10 @@ def parameters(arguments: Mapping[str, list[str]]) -> dict[str, int | float]:
             got = " and ".join(texts)[:40]
             raise BadRequest(f"{name} must be {number} from {least} to {most}, got {got!r}.")
         found[name] = value
+    try:
+        cli.SamplingSettings(temperature=found.get("temperature", 0.0))
+    except ValueError as error:  # nearly 0
+        raise BadRequest(f"{error}.") from error
     return found
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import count, islice
 from pathlib import Path
 from types import MappingProxyType
@@ -86,13 +86,24 @@ class Captioner:
         self._encoders = [model.make_encoder() for model in self.models]
 
     @classmethod
-    def load(cls, *paths: str | Path, device: str = "auto", **asked: Any) -> Captioner:
+    def load(
+        cls,
+        *paths: str | Path,
+        device: str = "auto",
+        n_best: int = 1,
+        sentence: bool = False,
+        **asked: Any,
+    ) -> Captioner:
         """Read a checkpoint, or an ensemble of several; ``asked`` as ``beam_size=5``.
 
         Raises:
+            TypeError: something else is asked for than there is in ``cli.SamplingSettings``.
             UserError: as ``checkpoint.load_ensemble``.
         """
-        return cls(checkpoint.load_ensemble([*map(Path, paths)], cli.device(device)), asked)
+        if unknown := asked.keys() - {field.name for field in fields(cli.SamplingSettings)}:
+            raise TypeError(f"no setting of the search: {', '.join(sorted(unknown))}")
+        ensemble = checkpoint.load_ensemble([*map(Path, paths)], cli.device(device))
+        return cls(ensemble, asked, n_best=n_best, sentence=sentence)
 
     def with_search(self, asked: Mapping[str, Any], *, n_best: int) -> Captioner:
         """The same model, searching for captions in another way; shares all memory."""

@@ -39,6 +39,7 @@ T = TypeVar("T")
 
 VERSION = "0.7.1"
 DEVICES = ("auto", "cpu", "cuda", "mps")
+SEEDS = 2**53  # so many: torch takes a few more
 DONE, SOME_FAILED, FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 PROGRESS_AFTER, PROGRESS_EVERY = 10.0, 600.0  # seconds: the first line, the longest silence
 
@@ -106,11 +107,16 @@ class BeamSettings:
     """Beam search, in validation while training and with the trained model."""
 
     beam_size: int = option(
-        10, "hypotheses kept while searching, 1 is greedy", at_least=1, group="search", resume=True
+        10,
+        "hypotheses kept while searching, 1 is greedy",
+        at_least=1,
+        below=100_000,
+        group="search",
+        resume=True,
     )
-    max_words: int = option(20, "longest caption", at_least=1, resume=True)
+    max_words: int = option(20, "longest caption", at_least=1, below=1000, resume=True)
     length_penalty: float = option(
-        1.0, "0 favours short captions, above 1 long ones", at_least=0, resume=True
+        1.0, "0 favours short captions, above 1 long ones", at_least=0, below=10, resume=True
     )
     no_repeat_ngram_size: int = option(
         3, "words in a row that no caption repeats; 0: any", at_least=0, resume=True
@@ -144,13 +150,19 @@ class SamplingSettings(BeamSettings):
     )
 
     temperature: float = option(
-        0.0, "above 0: sample captions; 1: as the model weighs them", at_least=0, group="search"
+        0.0,
+        "above 0: sample captions; 1: as the model weighs them",
+        at_least=0,
+        below=1000,
+        group="search",
     )
     top_p: float = option(1.0, "sample only from the likeliest words of this share")
-    seed: int = option(0, "of sampled captions", at_least=0)
+    seed: int = option(0, "of sampled captions", at_least=0, below=SEEDS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if 0 < self.temperature < 1e-3:  # no number could hold a logit divided by much less
+            raise ValueError(f"--temperature must be 0 or at least 0.001, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"--top-p must be above 0 and at most 1, got {self.top_p}")
         if self.top_p < 1 and not self.temperature:

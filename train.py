@@ -26,7 +26,7 @@ class Settings(cli.BeamSettings):
 
     EXAMPLES: ClassVar = (
         "python train.py --demo",
-        "python train.py --data my_photos --finetune-epochs 6 --scst-epochs 3",
+        "python train.py --data my_photos --finetune-epochs 7 --crop 0.4",
     )
 
     data: Path = option(
@@ -86,7 +86,7 @@ class Settings(cli.BeamSettings):
     run_name: str = option("", "folder in --runs; left out, the time the run begins")
     cache: Path = option(Path("cache"), "where computed features are kept", resume=True)
     device: str = option("auto", "where to train", choices=cli.DEVICES, resume=True)
-    seed: int = option(0, "same seed, same CPU: same result", at_least=0)
+    seed: int = option(0, "same seed, same CPU: same result", at_least=0, below=cli.SEEDS)
     quiet: bool = option(False, "no progress and notes, only results and errors", resume=True)
     debug: bool = option(False, "show where an error comes from", resume=True)
     # fmt: on

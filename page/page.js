@@ -267,7 +267,7 @@ function queue(added) {  // describe them, once the settings are right
   held.push(...added);
   const wrong = [...form.elements].find(field => !field.checkValidity());
   const why = wrong && `${wrong.labels[0].textContent} must be from ${wrong.min} to ` +
-    `${wrong.max}, in steps of ${wrong.step}.`;
+    `${wrong.max}${wrong.step === 'any' ? '' : `, in steps of ${wrong.step}`}.`;
   for (const card of held) {
     round.add(card);
     card.outcome = '';

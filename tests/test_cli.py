@@ -342,6 +342,11 @@ def test_settings_of_the_search_are_checked():
         ({"no_repeat_ngram_size": -1}, "--no-repeat-ngram-size must be at least 0, got -1"),
         ({"neighbour_weight": float("inf")}, "--neighbour-weight must be below 1000, got inf"),
         ({"temperature": -1.0}, "--temperature must be at least 0, got -1.0"),
+        ({"temperature": 1e-45}, "--temperature must be 0 or at least 0.001, got 1e-45"),
+        ({"temperature": float("inf")}, "--temperature must be below 1000, got inf"),
+        ({"length_penalty": 40.0}, "--length-penalty must be below 10, got 40.0"),
+        ({"beam_size": 10**19}, "--beam-size must be below 100000, got 1"),
+        ({"seed": 10**19}, "--seed must be below 9007199254740992, got 1"),
         ({"top_p": 0.0}, "--top-p must be above 0 and at most 1, got 0.0"),
         ({"top_p": 0.9}, "--top-p is for sampled captions: give --temperature too"),
     ):

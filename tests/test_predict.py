@@ -494,3 +494,5 @@ def test_five_lines_of_python(trained, folder, capsys):
     assert captioner.caption(folder / "a.png") == capsys.readouterr().out.strip()
     with pytest.raises(UserError, match=r"missing.jpg: no such file"):
         captioner.caption("missing.jpg")
+    with pytest.raises(TypeError, match="no setting of the search: beem_size"):
+        Captioner.load(trained.checkpoints / "best.pt", n_best=3, beem_size=2)
