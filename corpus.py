@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import logging
+import os
 import random
 import re
 from collections import Counter
@@ -64,6 +65,13 @@ class Corpus:
     is_predicted: bool = False
     counts: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+
+    def photo_ids(self, split: str) -> list[int]:
+        """Each photo's name and size as 64 bits: the same in another folder."""
+        files = [example.path for example in self.splits[split]]
+        names = [f"{path.name}|{path.stat().st_size if path.exists() else 0}" for path in files]
+        digests = [hashlib.sha256(os.fsencode(name)).digest() for name in names]
+        return [int.from_bytes(digest[:8], "little", signed=True) for digest in digests]
 
     @property
     def examples(self) -> list[Example]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import cli
 from cli import option
@@ -77,7 +77,7 @@ if __name__ == "__main__":  # before the slow imports
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -119,13 +119,15 @@ def evaluate(settings: Settings, given: frozenset[str]) -> int:
     _check_output(settings)
     models = checkpoint.load_ensemble(settings.checkpoint, cli.device(settings.device))
     corpus = _corpus(settings, models[0])
-    search = models[0].search({name: getattr(settings, name) for name in given})
+    asked = {name: getattr(settings, name) for name in given}
+    search = models[0].search(asked)
     knows_photos = any(trained.neighbours for trained in models)
     if settings.split == "train" and search.neighbour_weight and knows_photos:
         log.warning(
             "warning: each training photo is among its own similar photos, which raises the "
             "scores: give --neighbour-weight 0 to leave them out."
         )
+    _warn_of_training_photos(settings, models, corpus)
     torch.manual_seed(settings.seed)
     examples, found = _caption(settings, models, corpus.splits[settings.split], search)
     if len(examples) < metrics.FEW:
@@ -135,7 +137,7 @@ def evaluate(settings: Settings, given: frozenset[str]) -> int:
     try:
         _print(evaluation)
     finally:  # a reader that has gone, as in `… | head`, does not cost the files
-        _write(settings, evaluation, models, tokens)
+        _write(settings, asked, evaluation, models, tokens)
     is_whole = len(examples) == len(corpus.splits[settings.split])
     return cli.DONE if is_whole else cli.SOME_FAILED
 
@@ -182,6 +184,20 @@ def _corpus(settings: Settings, trained: Checkpoint) -> Corpus:
             f"the {settings.split} split of {corpus.path} is empty: give --split {filled}."
         )
     return corpus
+
+
+def _warn_of_training_photos(
+    settings: Settings, models: Sequence[Checkpoint], corpus: Corpus
+) -> None:
+    """Where splits were changed since, or in another folder, they may be among those scored."""
+    photos = torch.tensor(corpus.photo_ids(settings.split))
+    known = [torch.isin(photos, m.trained_on) for m in models if m.trained_on is not None]
+    n_known = int(torch.stack(known).any(dim=0).sum()) if known else 0
+    if n_known and settings.split != "train":
+        log.warning(
+            f"warning: {n_known:,} of the {len(photos):,} photos were trained on: the scores say "
+            "little of new ones."
+        )
 
 
 def _caption(
@@ -302,14 +318,16 @@ def _print(evaluation: Evaluation) -> None:
 
 def _write(
     settings: Settings,
+    asked: Mapping[str, Any],
     evaluation: Evaluation,
     models: Sequence[Checkpoint],
     tokens: Sequence[Sequence[int]],
 ) -> None:
     """Write the report and draw the figures that were asked for."""
     if settings.output and settings.output.suffix == ".html":
+        captioner = Captioner(models, asked)
         evaluation = replace(
-            evaluation, strips=_strips(evaluation, models, tokens, settings.explain)
+            evaluation, strips=_strips(evaluation, captioner, tokens, settings.explain)
         )
     if settings.output:
         write(settings.output, evaluation, separator=settings.csv_separator)
@@ -321,12 +339,12 @@ def _write(
 
 def _strips(
     evaluation: Evaluation,
-    models: Sequence[Checkpoint],
+    captioner: Captioner,
     tokens: Sequence[Sequence[int]],
     n_worst: int,
 ) -> dict[str, Image.Image]:
     """What each word of the worst captions saw, by the image's name."""
-    rows, captioner = evaluation.rows, Captioner(models)
+    rows = evaluation.rows
     worst = sorted(range(len(rows)), key=lambda i: rows[i].scores["CIDEr"])[:n_worst]
     strips = {}
     for i in progress(worst, about="hiding parts of pictures", unit="picture"):

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property, wraps
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
@@ -144,18 +145,18 @@ def closing_lines(
     """Where the best checkpoint is, what it scored, and what to do with it."""
     path = Path(settings["checkpoints"]) / "best.pt"
     shown = "  ".join(f"{name} {value:.1f}" for name, value in scores.items() if name != "loss")
-    which = "" if path == Path("checkpoints/best.pt") else f"--checkpoint {path} "
+    which = "" if path == Path("checkpoints/best.pt") else f"--checkpoint {quote(str(path))} "
     if which_epoch.startswith("epoch 0 "):
         which_epoch = "the model of --init as it was: no epoch was better"
     more = ""
     if not settings["finetune_epochs"] and not settings["scst_epochs"] and not settings["demo"]:
-        more = f"better      {resume_command(settings)} --finetune-epochs 6 --scst-epochs 3\n"
+        more = f"better      {resume_command(settings)} --finetune-epochs 7 --crop 0.4\n"
     return (
         f"\nbest        {path}, {which_epoch}\n"
         f"scores      {shown}\n"
         f"            on {len(val_examples):,} validation images, beam {settings['beam_size']}\n"
-        f"try it      python predict.py {which}--image {val_examples[-1].path}\n"
-        f"{more}curves      tensorboard --logdir {settings['runs']}\n"
+        f"try it      python predict.py {which}--image {quote(str(val_examples[-1].path))}\n"
+        f"{more}curves      tensorboard --logdir {quote(str(settings['runs']))}\n"
         f"            http://localhost:6006/{UNSMOOTHED}"
     )
 
@@ -164,7 +165,7 @@ def resume_command(settings: Mapping[str, Any]) -> str:
     """What finds this run again."""
     folder = settings["checkpoints"]
     return "python train.py --resume" + (
-        "" if folder == "checkpoints" else f" --checkpoints {folder}"
+        "" if folder == "checkpoints" else f" --checkpoints {quote(str(folder))}"
     )
 
 

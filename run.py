@@ -178,6 +178,7 @@ class Run:
         for field in dataclasses.fields(cli.BeamSettings):  # --resume may have changed them
             best.settings[field.name] = self.settings[field.name]
         best, captions = self._judged(best, val_set)
+        best = replace(best, trained_on=torch.tensor(self.corpus.photo_ids("train")))
         if distributed.is_first():
             checkpoint.save(self.folder / "best.pt", best)
         examples = val_set.examples[: logs.PROJECTED_IMAGES]
@@ -229,7 +230,7 @@ class Run:
         if best.neighbours:
             theirs = self.write_captions(val_set.features, best.neighbours)
             with_them = metrics.score(theirs, references)
-            helps = with_them["CIDEr"] >= scores["CIDEr"]
+            helps = with_them["CIDEr"] > scores["CIDEr"]
             log.info(
                 f"neighbours  CIDEr {with_them['CIDEr']:.1f} with what people said of similar "
                 f"photos, {scores['CIDEr']:.1f} without: their captions are "
@@ -401,7 +402,7 @@ def plan_schedule(state: TrainState, n_steps: int) -> None:
     if state.stage_step == 0 and n_steps < FEW_STEPS:
         log.warning(
             f"warning: {state.stage} has only {n_steps} steps, in which a model hardly changes: "
-            "give a smaller --batch-size or more epochs."
+            "give more epochs, or a new run a smaller --batch-size."
         )
     if state.stage_step and n_steps != state.n_steps:
         log.info(

@@ -188,6 +188,32 @@ def test_the_page_holds_pictures_captions_references_and_scores(trained, tmp_pat
     assert page.read_text(encoding="utf-8").count("What each word saw") == 1
 
 
+def test_the_strips_are_of_the_search_that_wrote_the_captions(trained, tmp_path, monkeypatch):
+    weights, draw = [], evaluate.explain.draw
+
+    def drawn(captioner, *args):
+        weights.append(captioner.search.image_weight)
+        return draw(captioner, *args)
+
+    monkeypatch.setattr(evaluate.explain, "draw", drawn)
+    flags = ["--output", tmp_path / "report.html", "--explain", 1, "--image-weight", 4]
+    assert run(trained, tmp_path, *flags) == 0
+    assert weights == [4]
+
+
+def test_photos_that_were_trained_on_are_said_to_be_among_those_scored(trained, tmp_path, capsys):
+    """Lists of the splits that were made after the training: CIDEr 625, without a word."""
+    assert run(trained, tmp_path, "--split", "val") == 0
+    assert "were trained on" not in capsys.readouterr().err
+    shutil.copytree(trained.data, tmp_path / "data")
+    corpus = load_corpus(trained.data)
+    names = [example.name for example in [*corpus.splits["train"][:5], *corpus.splits["val"][:2]]]
+    (tmp_path / "data" / "split_val.txt").write_text("\n".join(names))
+    (tmp_path / "data" / "split_train.txt").unlink(missing_ok=True)
+    assert run(trained, tmp_path, "--split", "val", "--data", tmp_path / "data") == 0
+    assert "warning: 5 of the 7 photos were trained on" in capsys.readouterr().err
+
+
 def test_json_has_everything_per_image(trained, tmp_path, capsys):
     assert run(trained, tmp_path, "--output", tmp_path / "report.json") == 0
     found = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))

@@ -69,8 +69,8 @@ def test_a_run_ends_with_commands_that_can_be_given():
     (_, predicting), (_, resuming) = commands
     found, _ = cli.parse(train.Settings, shlex.split(resuming))
     assert (found.resume, found.checkpoints) == (True, Path("elsewhere"))
-    assert (found.finetune_epochs, found.scst_epochs) == (6, 3)
-    found, _ = cli.parse(predict.Settings, shlex.split(predicting.replace("y p", "y_p")))
+    assert (found.finetune_epochs, found.crop) == (7, 0.4)
+    found, _ = cli.parse(predict.Settings, shlex.split(predicting))
     assert found.checkpoint == (Path("elsewhere/best.pt"),)
 
 
@@ -84,7 +84,7 @@ def test_the_end_says_how_to_see_curves_that_nothing_bends():
 @pytest.mark.parametrize("changed", [{"finetune_epochs": 1}, {"scst_epochs": 1}, {"demo": True}])
 def test_more_stages_are_offered_only_after_the_first(changed):
     assert "better" not in closing(**changed)
-    assert "python train.py --resume --finetune-epochs 6 --scst-epochs 3" in closing()
+    assert "python train.py --resume --finetune-epochs 7 --crop 0.4" in closing()
 
 
 def test_nothing_is_written_before_the_first_entry(tmp_path):
