@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound="DataclassInstance")
 T = TypeVar("T")
 
-VERSION = "0.7.1"
+VERSION = "0.8.0"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 SEEDS = 2**53  # so many: torch takes a few more
 DONE, SOME_FAILED, FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -151,7 +151,7 @@ class SamplingSettings(BeamSettings):
 
     temperature: float = option(
         0.0,
-        "above 0: sample captions; 1: as the model weighs them",
+        "above 0: sample --beam-size captions (then 1), best first; 1: as the model weighs them",
         at_least=0,
         below=1000,
         group="search",

@@ -169,7 +169,8 @@ def _compute(
 ) -> None:
     """Compute the rows of these pictures and append them to a new shard."""
     cache = shards.folder.parent
-    log.info(f"pictures    {len(missing):,} to read and encode, once: they are kept in {cache}")
+    to_do = "to read" if len(shards.shape) == 3 else "to read and encode"
+    log.info(f"pictures    {len(missing):,} {to_do}, once: they are kept in {cache}")
     with _explained_if_stopped(cache), closing(_NewShard(shards)) as shard, torch.inference_mode():
         pictures = read_pictures(map(Source, missing), image_size)
         shown = iter(

@@ -51,14 +51,13 @@ def test_several_processes_train_what_one_trains(data, tmp_path):
     takes more steps, in float32 too.
     """
     changed = {"batch_size": 10, "finetune_epochs": 1, "finetune_layers": 1, "scst_epochs": 1}
-    one, *others = (
+    one, three = (
         do(tmp_path / str(n), flags_of(data, tmp_path / str(n), **changed), n=n, float64=True)
-        for n in (1, 2, 3)
+        for n in (1, 3)
     )
     assert all(len(one.losses(stage)) >= 25 for stage in ("xe", "finetune", "scst"))
-    for other in others:
-        assert_same_training(other, one, within=1e-9)
-        assert other.stderr.count("xe 1/1  loss") == 1  # the others are silent
+    assert_same_training(three, one, within=1e-9)
+    assert three.stderr.count("xe 1/1  loss") == 1  # the others are silent
 
 
 def test_resume_with_another_number_of_processes(data, tmp_path, alone):
