@@ -241,9 +241,9 @@ class Archive:
         """Its pictures, in its order.
 
         They are called by the archive and their key, the member's name up to its first dot; of
-        several with one key, all but the first by the whole name.
+        several with one key, wherever they are, all but the first by the whole name.
         """
-        n_found, last_key = 0, ""
+        keys: set[str] = set()  # little beside what tarfile keeps of each member
         with _reported(self.path) as errors, tarfile.open(self.path) as archive:
             for member in archive:
                 name = PurePosixPath(member.name)
@@ -253,13 +253,12 @@ class Archive:
                 file = archive.extractfile(member)
                 assert file is not None  # it is a file
                 content = file.read() if with_content else b""
-                key = name.with_name(name.name.split(".")[0])
-                place = Path(name if str(key) == last_key else key)
-                last_key = str(key)
-                n_found += 1
+                key = str(name.with_name(name.name.split(".")[0]))
+                place = Path(name if key in keys else key)
+                keys.add(key)
                 yield Source(self.path / place, Path(self.stem, place), content)
             _require_end(archive)
-            if not n_found:
+            if not keys:
                 raise UserError(f"no pictures in {one_line(str(self.path))}: give another --image.")
         yield from (Source(self.path, content=error) for error in errors)
 

@@ -188,6 +188,16 @@ def test_pictures_of_one_key_are_told_apart(folder):
     assert names(Pictures(["x.tar"])) == ["x.tar/in/a", "x.tar/in/a.right.png", "x.tar/in/b"]
 
 
+def test_pictures_of_one_key_need_not_be_neighbours(folder):
+    """Two screenshots of one hour were both called `at 10`: the second got no caption of its own."""
+    shots = ["shot at 10.15.jpg", "shot at 11.02.jpg", "shot at 10.59.jpg"]
+    make_tar(folder / "s.tar", dict.fromkeys(shots, JPEG))
+    expected = ["s.tar/shot at 10", "s.tar/shot at 11", "s.tar/shot at 10.59.jpg"]
+    assert names(Pictures(["s.tar"])) == names(Pictures(["s.tar"]).look()) == expected
+    make_tar(folder / "x.tar", dict.fromkeys(["a.jpg", "b.jpg", "a.png"], JPEG))
+    assert names(Pictures(["x.tar"])) == ["x.tar/a", "x.tar/b", "x.tar/a.png"]
+
+
 @pytest.mark.parametrize(("n_bytes", "n_whole"), [(100, 0), (512 + 2, 0), (1024, 1), (1538, 1)])
 def test_what_is_whole_in_a_truncated_shard_is_found(folder, n_bytes, n_whole):
     """A shard cut between two members was as good as whole to tarfile."""
