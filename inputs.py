@@ -31,6 +31,7 @@ SIGNATURES = re.compile(
     rb"(?s)\xff\xd8\xff|\x89PNG\r\n|GIF8|RIFF....WEBP|....ftypavi|\0{3}\x0cjP  "
 )
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
+LINK = "link"  # of an archive, in the place of a suffix
 STDIN = "-"
 COUNTING = 0.3  # seconds, in which some 100,000 files are found
 
@@ -44,7 +45,7 @@ class Pictures:
     here: whether a picture is there and can be read shows when it is read.
 
     Attributes:
-        passed_over: how many pictures in folders cannot be read here, by suffix.
+        passed_over: how many pictures in folders and archives cannot be read here, by suffix.
     """
 
     def __init__(self, names: Sequence[str], *, null: bool = False) -> None:
@@ -138,7 +139,7 @@ class Pictures:
         if path.is_dir():
             yield from self._below(path)
         elif name.lower().endswith(ARCHIVES):
-            yield Archive(path)
+            yield Archive(path, self.passed_over)
         else:
             yield Source(path, place=_place(path))
 
@@ -168,6 +169,7 @@ def _about(passed_over: Counter[str]) -> str:
     hints = {
         "HEIC needs: pip install pillow-heif": HEIC_SUFFIXES,
         "give archives by their names": {".tar"},
+        "tar --dereference stores what links lead to": {LINK},
     }
     needed = [hint for hint, suffixes in hints.items() if suffixes & set(passed_over)]
     hint = f" ({'; '.join(needed)})" if needed else ""
@@ -228,9 +230,15 @@ def _begins_as_picture(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Archive:
-    """A tar archive, as img2dataset and webdataset make them."""
+    """A tar archive, as img2dataset and webdataset make them.
+
+    Attributes:
+        path: its file.
+        passed_over: where pictures are counted that cannot be read here, by suffix.
+    """
 
     path: Path
+    passed_over: Counter[str]
 
     @property
     def stem(self) -> str:
@@ -241,16 +249,26 @@ class Archive:
         """Its pictures, in its order.
 
         They are called by the archive and their key, the member's name up to its first dot; of
-        several with one key, wherever they are, all but the first by the whole name.
+        several with one key, wherever they are, all but the first by the whole name. A hard link
+        is as good as the file before it that it leads to; symbolic ones are passed over.
         """
+        passed_over, files = Counter[str](), dict[str, tarfile.TarInfo]()
         keys: set[str] = set()  # little beside what tarfile keeps of each member
         with _reported(self.path) as errors, tarfile.open(self.path) as archive:
             for member in archive:
                 name = PurePosixPath(member.name)
-                is_picture = name.suffix.lower() in PICTURE_SUFFIXES
-                if not member.isfile() or not is_picture or name.name.startswith("."):
+                if member.isfile():
+                    files[member.name] = member
+                stored = files.get(member.linkname) if member.islnk() else member
+                if member.isdir() or name.name.startswith("."):
                     continue
-                file = archive.extractfile(member)
+                if (suffix := name.suffix.lower()) not in PICTURE_SUFFIXES:
+                    passed_over[suffix] += suffix in UNREAD_SUFFIXES
+                    continue
+                if stored is None or not stored.isfile():
+                    passed_over[LINK] += 1
+                    continue
+                file = archive.extractfile(stored)
                 assert file is not None  # it is a file
                 content = file.read() if with_content else b""
                 key = str(name.with_name(name.name.split(".")[0]))
@@ -259,7 +277,10 @@ class Archive:
                 yield Source(self.path / place, Path(self.stem, place), content)
             _require_end(archive)
             if not keys:
-                raise UserError(f"no pictures in {one_line(str(self.path))}: give another --image.")
+                hint = _about(+passed_over) if +passed_over else "give another --image"
+                raise UserError(f"no pictures in {one_line(str(self.path))}: {hint}.")
+        if keys:
+            self.passed_over.update(+passed_over)
         yield from (Source(self.path, content=error) for error in errors)
 
 

@@ -189,13 +189,40 @@ def test_pictures_of_one_key_are_told_apart(folder):
 
 
 def test_pictures_of_one_key_need_not_be_neighbours(folder):
-    """Two screenshots of one hour were both called `at 10`: the second got no caption of its own."""
+    """Two screenshots of one hour were both called `at 10`, and one got no caption."""
     shots = ["shot at 10.15.jpg", "shot at 11.02.jpg", "shot at 10.59.jpg"]
     make_tar(folder / "s.tar", dict.fromkeys(shots, JPEG))
     expected = ["s.tar/shot at 10", "s.tar/shot at 11", "s.tar/shot at 10.59.jpg"]
     assert names(Pictures(["s.tar"])) == names(Pictures(["s.tar"]).look()) == expected
     make_tar(folder / "x.tar", dict.fromkeys(["a.jpg", "b.jpg", "a.png"], JPEG))
     assert names(Pictures(["x.tar"])) == ["x.tar/a", "x.tar/b", "x.tar/a.png"]
+
+
+def test_hard_links_of_an_archive_are_pictures(folder):
+    """GNU tar stores one of two names of a file so: that picture was left out without a word."""
+    (folder / "b/again.jpg").hardlink_to(folder / "b/d.jpg")
+    (folder / "b/soft.jpg").symlink_to("d.jpg")
+    for name in ("1.heic2", "2.svg"):
+        write(folder / "b" / name, b"no picture")
+    with tarfile.open(folder / "x.tar", "w") as archive:
+        for name in ("c.png", "d.jpg", "again.jpg", "soft.jpg", "1.heic2", "2.svg"):
+            archive.add(folder / "b" / name, arcname=name)
+    pictures = Pictures(["x.tar"])
+    found = list(pictures)
+    assert names(found) == ["x.tar/c", "x.tar/d", "x.tar/again"]
+    assert [source.content for source in found] == [JPEG] * 3
+    assert pictures.note() == (
+        "2 files passed over: 1 .svg, 1 link (tar --dereference stores what links lead to)"
+    )
+
+
+def test_a_shard_of_nothing_but_links_says_so(folder):
+    """It was told apart in no way from one of texts."""
+    (folder / "soft.jpg").symlink_to("a.jpg")
+    with tarfile.open(folder / "x.tar", "w") as archive:
+        archive.add(folder / "soft.jpg", arcname="soft.jpg")
+    expected = "no pictures in x.tar: 1 file passed over: 1 link (tar --dereference stores what"
+    assert errors(Pictures(["x.tar"]))[0].startswith(expected)
 
 
 @pytest.mark.parametrize(("n_bytes", "n_whole"), [(100, 0), (512 + 2, 0), (1024, 1), (1538, 1)])
