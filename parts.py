@@ -111,7 +111,9 @@ def _blocks(pictures: Pictures) -> Iterator[Archive | list[Source]]:
 
 
 def of_this_process(pictures: Pictures, folder: Path, made: Mapping[str, Any]) -> Iterator[Part]:
-    """The parts that this process has to caption, those left out that are whole already.
+    """The parts that this process has to caption, those left out that are done already.
+
+    One of which pictures could not be described is not: these are tried again.
 
     Args:
         pictures: the same for all processes.
@@ -131,8 +133,9 @@ def of_this_process(pictures: Pictures, folder: Path, made: Mapping[str, Any]) -
             continue
         if part.path.exists():
             check_record(part.path, {**made, **part.identity})
-            n_whole += 1
-            continue
+            if not read_record(part.path).get("n_failed"):
+                n_whole += 1
+                continue
         yield part
     if n_whole:
         log.info(f"resumed     {folder}, of which {n_whole:,} of {n_parts:,} parts were whole")

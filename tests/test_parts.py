@@ -102,6 +102,28 @@ def test_an_archive_is_a_part_called_as_it_is(trained, folder, capsys):
     assert names == [f"shards/{key}" for key in [*keys, "00002.tar/06"]]
 
 
+def test_what_failed_is_tried_again_by_the_same_command(trained, folder, capsys):
+    """A shard that was missing or cut off was whole for good: `3 of 3 parts were whole`."""
+    pictures = sorted(folder.iterdir())
+    shards = [make_tar(Path(f"shards/{n}.tar"), pictures[5 + 2 * n : 7 + 2 * n]) for n in range(3)]
+    flags = ("--image", *shards, "--output", "out")
+    cut_off, missing = shards[1].read_bytes(), shards[2].read_bytes()
+    with tarfile.open(shards[1]) as archive:
+        shards[1].write_bytes(cut_off[: archive.getmembers()[1].offset_data + 10])
+    shards[2].unlink()
+    assert run(trained, *flags) == 1
+    first = Path("out/1.jsonl").read_bytes()
+    shards[1].write_bytes(cut_off)
+    shards[2].write_bytes(missing)
+    capsys.readouterr()
+    assert run(trained, *flags) == 0
+    assert "of which 1 of 3 parts were whole" in capsys.readouterr().err
+    assert Path("out/1.jsonl").read_bytes().startswith(first)
+    assert merged(trained, status=0).count(b"\n") == 6
+    assert run(trained, *flags) == 0
+    assert "of which 3 of 3 parts were whole" in capsys.readouterr().err
+
+
 def test_archives_that_would_share_a_part_are_refused(trained, folder, capsys):
     pictures = sorted(folder.iterdir())[:1]
     shards = [make_tar(Path(f"{name}/0.tar"), pictures) for name in "ab"]
