@@ -58,20 +58,23 @@ class Job:
             try:
                 if isinstance(captions, UserError):
                     raise captions
-                self.n_described += 1
-                if captions[0].is_unfamiliar:
-                    self.unfamiliar.append(one_line(str(source.path)))
-                output.write(source, captions)
                 if self.strip:
                     explain.write_strip(self.strip, self.captioner, source, captions[0])
-                if self.sidecars:
+                if self.sidecars:  # before the row: a picture that has one is not looked at again
                     self.sidecars.write(source, [caption.text for caption in captions])
             except UserError as error:
                 self.n_failed += 1
                 log.error(f"error: {error}", exc_info=error if self.debug else None)
+                continue
+            output.write(source, captions)
+            self.n_described += 1
+            if captions[0].is_unfamiliar:
+                self.unfamiliar.append(one_line(str(source.path)))
 
     def describe_parts(self, pictures: Pictures, folder: Path, made: Mapping[str, Any]) -> None:
         """Caption the parts that are this process's, each into a file of the folder."""
+        if self.strip:
+            raise UserError("--explain goes with a new caption: give no folder as --output.")
         for part in parts.of_this_process(pictures, folder, made):
             failed_before = self.n_failed
             with captions_file(

@@ -28,6 +28,10 @@ log = logging.getLogger(__name__)
 
 Rows = list[dict[str, Any]]  # the captions of a picture, best first: a value for each of COLUMNS
 COLUMNS = ["image", "rank", "caption", "log_prob", "log_prob_per_word", "familiarity"]
+FLAGS = (  # that a file depends on, or the sidecars of its pictures, but for those of the search
+    *("n_best", "sentence", "csv_separator"),
+    *("sidecar", "existing", "prefix", "suffix", "sidecar_folder"),
+)
 OTHER = {"model": "another model", "before": "other pictures", "after": "other pictures"}
 DIGITS = 4  # of numbers: others depend on the machine
 
@@ -338,9 +342,10 @@ def check_record(path: Path, made: Mapping[str, Any]) -> None:
     different = [name for name in made if name in before and before[name] != made[name]]
     if different:
         name = different[0]
-        how = f"with {OTHER.get(name) or f'{flag(name)} {before[name]}, not {made[name]}'}"
-        if isinstance(made[name], bool):
-            how = f"{'without' if made[name] else 'with'} {flag(name)}"
+        old, new = before[name], made[name]
+        how = f"with {OTHER.get(name) or f'{flag(name)} {old}, not {new}'}"
+        if isinstance(old, str | bool | None) and not (old and new):
+            how = f"{'with' if old else 'without'} {flag(name)}"
         raise UserError(f"{path} was written {how}: give the same again, or another --output.")
     if not made.keys() <= before.keys():
         raise UserError(

@@ -124,7 +124,7 @@ import parts
 from captioner import Captioner
 from inputs import Pictures
 from job import Job
-from outputs import Nowhere, Output, Terminal, captions_file
+from outputs import FLAGS, Nowhere, Output, Terminal, captions_file
 from sidecars import Sidecars
 
 log = logging.getLogger(__name__)
@@ -208,11 +208,11 @@ def _output(settings: Settings, captioner: Captioner, *, one: bool) -> Iterator[
 
 
 def _made(settings: Settings, captioner: Captioner) -> dict[str, Any]:
-    """What the captions depend on: a file made with something else is not resumed."""
+    """What is written depends on this: a file made with something else is not resumed."""
     made = {
         "version": cli.VERSION,
         "model": [integrity.fingerprint(path) for path in settings.checkpoint],
-        **{name: getattr(settings, name) for name in ("n_best", "sentence", "csv_separator")},
+        **{name: cli.plain(settings)[name] for name in FLAGS},
         "temperature": captioner.search.temperature,  # before what depends on it
         **asdict(captioner.search),
     }

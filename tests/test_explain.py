@@ -297,6 +297,7 @@ def test_a_strip_is_drawn_and_the_caption_printed(trained, photo, tmp_path, caps
         ([".", "--explain", "s.png"], "give it a single one"),
         (["a.png", "--explain", "s.gif"], "must end in .png, .jpg, .jpeg, .webp, got s.gif"),
         (["a.png", "--explain", "s.png", "--sidecar", "txt"], "not --merge, --resume, --sidecar"),
+        (["a.png", "--explain", "s.png", "--output", "out"], "give no folder as --output"),
         (["a.png", "--explain", "a.png/s.png"], "a.png"),
         (["notes.txt", "--explain", "s.png"], "notes.txt is not a picture"),
     ],

@@ -169,6 +169,51 @@ def test_a_file_made_in_another_way_is_not_resumed(trained, folder, capsys, flag
     assert Path("captions.csv.part").read_bytes() == content
 
 
+@pytest.mark.parametrize("output", ["c.csv", "out"])
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        ((), ("--sidecar", "txt"), "without --sidecar:"),
+        (("--sidecar", "txt"), ("--sidecar", "xmp"), "with --sidecar txt, not xmp:"),
+        (("--sidecar", "txt"), ("--sidecar", "txt", "--prefix", "a"), "without --prefix:"),
+        (("--sidecar", "txt"), ("--sidecar", "txt", "--sidecar-folder", "s"), "without --sidecar-"),
+    ],
+)
+def test_sidecars_that_what_is_resumed_has_not_are_refused(
+    trained, folder, capsys, output, before, after, reason
+):
+    """None was written for the pictures that were in the file already, with exit status 0."""
+    resume = () if output == "out" else ("--resume",)
+    assert run(trained, folder / "0.png", "--output", output, *before) == 0
+    assert run(trained, folder / "0.png", "--output", output, *after, *resume) == 2
+    assert f"was written {reason}" in capsys.readouterr().err
+
+
+def test_a_picture_whose_sidecar_failed_is_not_done(trained, folder, capsys):
+    """Its caption was in the table, so --resume never wrote the sidecar, mended or not."""
+    broken = folder / "2.png.xmp"
+    broken.write_text("<broken")
+    for output, resume in (("c.csv", ("--resume",)), ("out", ())):
+        flags = (folder / "0.png", folder / "2.png", "--output", output, "--sidecar", "xmp")
+        assert run(trained, *flags) == 1
+        assert "2.png.xmp is not XML" in capsys.readouterr().err
+        broken.unlink()
+        assert run(trained, *flags, *resume) == 0
+        assert "dc:description" in broken.read_text("utf-8")
+        written = Path(output if resume else "out/part-00000.jsonl").read_text("utf-8")
+        assert written.count("2.png") == 1
+        broken.write_text("<broken")
+
+
+def test_a_stop_leaves_no_row_without_its_sidecar(trained, folder, stop_after):
+    flags = (folder / "0.png", folder / "2.png", folder / "4.png", "--output", "c.csv")
+    with stop_after(1):
+        assert run(trained, *flags, "--sidecar", "txt") == 130
+    (folder / "2.txt").unlink()  # written, and its row not
+    assert run(trained, *flags, "--sidecar", "txt", "--resume") == 0
+    assert {path.name for path in folder.glob("*.txt")} == {"0.txt", "2.txt", "4.txt"}
+
+
 def test_a_file_of_another_version_is_told_so(trained, folder, capsys):
     """What that version did not know of is missing from its record, which is not damaged."""
     path, _ = begin(trained, folder, ".csv")
