@@ -234,6 +234,10 @@ class CaptionsFile:
         if is_finished and self.path.suffix == ".parquet":
             raise UserError(f"{there} is finished, and parquet cannot grow: give another --output.")
         end, pictures = self._find_records(there)
+        if is_finished:  # what was put into it by hand is not to be cut off
+            n_pictures, n_bytes = read_record(there).get("n_pictures"), there.stat().st_size
+            if (n_pictures, n_bytes) != (len(pictures), end + len(self.format.foot.encode())):
+                raise _changed(there)
         log.info(f"resumed     {there}, with {len(pictures):,} pictures")
         if pictures and not is_finished:  # perhaps not all captions of the last
             end = pictures.pop()[1]
@@ -257,7 +261,7 @@ class CaptionsFile:
             if begin != head:
                 if head.startswith(begin):
                     return 0, []
-                raise UserError(f"{there} was changed since it was written: give another --output.")
+                raise _changed(there)
             end = len(head)
             with suppress(ValueError, LookupError, TypeError, csv.Error):  # no whole record
                 for image, rank, record_end in self.format.records(file):
@@ -352,6 +356,10 @@ def check_record(path: Path, made: Mapping[str, Any]) -> None:
             f"{path} cannot be resumed: {record_of(path)}, which tells how it was written, is "
             "missing or damaged. Give another --output, or --overwrite to begin anew."
         )
+
+
+def _changed(path: Path) -> UserError:
+    return UserError(f"{path} was changed since it was written: give another --output.")
 
 
 def _pack_parquet(part: Path) -> None:

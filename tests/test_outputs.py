@@ -255,6 +255,42 @@ def test_a_file_that_was_changed_is_not_resumed(trained, folder, capsys):
     assert Path("c.csv").read_bytes() == changed
 
 
+@pytest.mark.parametrize(
+    ("suffix", "old", "new"),
+    [
+        (".jsonl", "\n", "\n\n"),
+        (".jsonl", "{", "["),
+        (".csv", "\r\n", ",my note\r\n"),
+        (".csv", "photos/2.png", '"photos/2.png'),
+        (".html", "<article", "<ARTICLE"),
+    ],
+)
+def test_what_was_put_in_by_hand_is_not_cut_off(trained, folder, capsys, suffix, old, new):
+    """All after the first odd row was written anew: the captions that a person had corrected."""
+    path = Path(f"c{suffix}")
+    assert run(trained, folder, "--output", path) == 1
+    content = path.read_bytes()
+    begin, first, rest = content.partition(b"photos/0.png")
+    changed = begin + first + rest.replace(old.encode(), new.encode(), 1)
+    assert changed != content
+    for odd in (changed, content + b"more\n", content + b"\n"):
+        path.write_bytes(odd)
+        assert run(trained, folder, "--output", path, "--resume") == 2
+        assert f"c{suffix} was changed since it was written" in capsys.readouterr().err
+        assert path.read_bytes() == odd
+    path.write_bytes(content)
+    assert run(trained, folder, "--output", path, "--resume") == 1
+
+
+def test_a_caption_corrected_by_hand_stays(trained, folder):
+    assert run(trained, folder, "--output", "c.jsonl") == 1
+    rows = [json.loads(line) for line in Path("c.jsonl").read_text("utf-8").splitlines()]
+    rows[2]["caption"] = "my own"
+    Path("c.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
+    assert run(trained, folder, "--output", "c.jsonl", "--resume") == 1
+    assert Path("c.jsonl").read_text("utf-8").count("my own") == 1
+
+
 def test_two_runs_do_not_write_to_one_file(trained, folder, capsys):
     with outputs.captions_file(
         Path("c.csv"), {}, separator="comma", resume=False, overwrite=False
