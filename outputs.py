@@ -221,7 +221,8 @@ class CaptionsFile:
             return
         if there.exists() and not overwrite:
             what = "is of a run that was stopped" if there == self.part else "exists"
-            go_on = "--resume to go on with it, or " if record_of(there).exists() else ""
+            is_ours = record_of(there).exists() and "merged" not in {**made, **read_record(there)}
+            go_on = "--resume to go on with it, or " if is_ours else ""
             raise UserError(f"{there} {what}: give {go_on}--overwrite to replace it.")
         self.file = self.part.open("wb")
         _write_record(self.part, made)
@@ -303,10 +304,10 @@ class CaptionsFile:
         log.info(f"written to {self.path}: {self.n_pictures:,} pictures")
 
     def stop(self) -> None:
-        """Keep what there is, and say how to go on; a file without a picture is removed."""
+        """Keep what there is, and say how to go on; a file without a picture, or merged, goes."""
         with suppress(OSError):  # a full disk, once more
             self.file.close()
-        if self.n_pictures:
+        if self.n_pictures and "merged" not in self.made:
             log.info(
                 f"stopped: {self.n_pictures:,} pictures are in {self.part}. Go on with the same "
                 f"command{'' if self.may_resume else ' and --resume'}."

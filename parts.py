@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import distributed
-from cli import UserError
-from inputs import Archive, Pictures
+from cli import UserError, flag
+from inputs import ARCHIVES, Archive, Pictures
 from outputs import Rows, captions_file, check_record, read_record, recorded
 from pictures import Source, one_line
 
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 # Pictures of a part, unless an archive is one: whole batches of any usual size. The first parts are
 # small, so that processes share small folders too; more of them would be too many files.
 FEW, N_SMALL, BLOCK = 1_280, 16, 12_800
+MERGE_FLAGS = {"merge", "output", "csv_separator", "overwrite", "quiet", "debug"}
 
 
 def require_folder(output: Path | None) -> None:
@@ -125,7 +126,8 @@ def of_this_process(pictures: Pictures, folder: Path, made: Mapping[str, Any]) -
     """
     rank, n_processes = distributed.place()
     for path in recorded(folder):
-        check_record(path, made)
+        if "part" in read_record(path):  # another file of captions may lie there, or a merged one
+            check_record(path, made)
     n_whole = n_parts = 0
     for part in parts(pictures, folder):
         n_parts += 1
@@ -146,18 +148,32 @@ def of_this_process(pictures: Pictures, folder: Path, made: Mapping[str, Any]) -
 # ---------------------------------------------------------------------------------- merge
 
 
-def merge(folder: Path, output: Path, *, separator: str, overwrite: bool) -> int:
+def merge(folder: Path, output: Path, separator: str, given: frozenset[str]) -> int:
     """Join the parts in a folder into one file, in the order of the pictures.
+
+    Args:
+        folder: of the parts.
+        output: the file, as ``outputs.captions_file`` takes it.
+        separator: of CSV.
+        given: names of the flags that were given; with ``overwrite`` the file is replaced.
 
     Returns:
         How many pictures could not be described.
 
     Raises:
-        UserError: a part is missing, not whole, of other pictures than the others, or was changed.
+        UserError: a part is missing, not whole, of other pictures than the others, or was changed;
+            or one of the flags given is not for this.
     """
+    if others := sorted(given - MERGE_FLAGS):
+        raise UserError(
+            f"--merge joins captions that are there as they are: leave {flag(others[0])} out."
+        )
     records = _records(folder)
+    if output.suffix == ".html" and any(_is_of_archive(path) for path, _ in records):
+        raise UserError("a page of archives' pictures is not made by --merge: give .csv or .jsonl.")
+    made, overwrite = {"merged": str(folder)}, "overwrite" in given
     with captions_file(
-        output, {"merged": str(folder)}, separator=separator, resume=False, overwrite=overwrite
+        output, made, separator=separator, resume=False, overwrite=overwrite
     ) as joined:
         for path, record in records:
             n_before = joined.n_pictures
@@ -194,6 +210,16 @@ def _records(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     if not found[max(found)][1]["is_last"]:
         raise UserError(f"the last parts of {folder} are missing: run predict.py again.")
     return [found[number] for number in sorted(found)]
+
+
+def _is_of_archive(path: Path) -> bool:
+    """Whether a part's pictures are members of one, so that a page finds no pictures to show."""
+    rows = next(_pictures_in(path), [])
+    return any(
+        folder.name.lower().endswith(ARCHIVES) and not folder.is_dir()
+        for row in rows
+        for folder in Path(row["image"]).parents
+    )
 
 
 def _pictures_in(path: Path) -> Iterator[Rows]:

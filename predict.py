@@ -79,7 +79,7 @@ class Settings(cli.SamplingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.merge and not self.output:
+        if self.merge and not (self.output and self.output.suffix):
             raise ValueError("--merge needs an --output: a .csv, .jsonl, .html or .parquet file")
         if not self.image and not self.merge:
             raise ValueError(
@@ -138,12 +138,7 @@ def predict(settings: Settings, given: frozenset[str]) -> int:
         given: names of those that were given as flags; the others of the search are the model's.
     """
     if settings.merge and settings.output:
-        n_failed = parts.merge(
-            settings.merge,
-            settings.output,
-            separator=settings.csv_separator,
-            overwrite=settings.overwrite,
-        )
+        n_failed = parts.merge(settings.merge, settings.output, settings.csv_separator, given)
         return cli.SOME_FAILED if n_failed else cli.DONE
     parts.require_folder(settings.output)
     pictures, sidecars = Pictures(settings.image, null=settings.null), None

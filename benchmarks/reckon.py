@@ -92,7 +92,7 @@ def measured(folder: Path) -> Parts:
             output.facts = {"n_failed": 0, "is_last": True}
 
     def merge() -> None:
-        parts.merge(folder / "parts", folder / "all.jsonl", separator="comma", overwrite=True)
+        parts.merge(folder / "parts", folder / "all.jsonl", "comma", frozenset({"overwrite"}))
 
     def read() -> None:
         for photo in photos:

@@ -27,6 +27,7 @@ def folder(trained, tmp_path, monkeypatch):
 
 def run(trained, *flags):
     model = ["--checkpoint", trained.checkpoints / "best.pt", "--batch-size", "3"]
+    model = [] if "--merge" in flags else model
     try:
         return predict.main([str(flag) for flag in [*model, *flags]])
     except SystemExit as error:  # argparse's way
@@ -148,6 +149,41 @@ def test_other_files_of_captions_there_are_no_parts(trained, folder):
     assert merged(trained) == at_once(trained, folder)
 
 
+def test_parts_may_be_joined_beside_them(trained, folder, capsys):
+    """The folder's next run failed: the joined file, made with no flags, was taken for a part."""
+    assert run(trained, "--image", folder, "--output", "out") == 1
+    assert run(trained, "--merge", "out", "--output", "out/all.csv") == 1
+    other = ("--output", "out/other.jsonl", "--sentence")
+    assert run(trained, "--image", folder / "00.png", *other) == 0
+    capsys.readouterr()
+    assert run(trained, "--image", folder, "--output", "out") == 1
+    assert "3 of 4 parts were whole" in capsys.readouterr().err
+    assert merged(trained) == at_once(trained, folder)
+
+
+def test_a_joined_file_is_replaced_and_not_resumed(trained, folder, capsys):
+    """It was said to give --resume, and with --resume it was said again."""
+    assert run(trained, "--image", folder, "--output", "out") == 1
+    flags = ("--merge", "out", "--output", "m.jsonl")
+    assert run(trained, *flags) == 1
+    capsys.readouterr()
+    assert run(trained, *flags) == 2
+    assert capsys.readouterr().err == ("error: m.jsonl exists: give --overwrite to replace it.\n")
+    assert run(trained, *flags, "--overwrite") == 1
+    assert run(trained, "--image", folder / "00.png", "--output", "m.jsonl") == 2
+    assert "exists: give --overwrite" in capsys.readouterr().err
+
+
+def test_parts_of_archives_make_no_page(trained, folder, capsys):
+    """It showed no picture, and all its links were dead."""
+    shard = make_tar(Path("0.tar"), [folder / "00.png"])
+    assert run(trained, "--image", folder / "01.png", shard, "--output", "out") == 0
+    assert run(trained, "--merge", "out", "--output", "m.html") == 2
+    assert "a page of archives' pictures is not made by --merge" in capsys.readouterr().err
+    assert not Path("m.html").exists()
+    assert b"0.tar/00" in merged(trained, ".csv", status=0)
+
+
 @pytest.mark.parametrize("damage", ["no part", "no last part", "another's", "shorter", "no folder"])
 def test_what_does_not_fit_together_is_not_joined(trained, folder, capsys, damage):
     assert run(trained, "--image", folder, "--output", "out") == 1
@@ -173,14 +209,18 @@ def test_what_does_not_fit_together_is_not_joined(trained, folder, capsys, damag
         "no folder": "no parts in out",
     }
     assert expected[damage] in err
-    assert not Path("m.jsonl").exists()
+    assert not list(Path().glob("*m.jsonl*"))
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (("--merge", "out"), "--merge needs an --output"),
+        (("--merge", "out", "--output", "m"), "--merge needs an --output"),
         (("--merge", "out", "--output", "m.csv", "--image", "photos"), "give it no pictures"),
+        (("--merge", "out", "--output", "m.csv", "--resume"), "are: leave --resume out."),
+        (("--merge", "out", "--output", "m.csv", "--n-best", 2), "are: leave --n-best out."),
+        (("--merge", "out", "--output", "m.csv", "--checkpoint", "no.pt"), "--checkpoint out."),
         (("--image", "photos", "--output", "out", "--overwrite"), "remove that folder"),
     ],
 )
