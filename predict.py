@@ -210,6 +210,8 @@ def _made(settings: Settings, captioner: Captioner) -> dict[str, Any]:
         **{name: cli.plain(settings)[name] for name in FLAGS},
         "temperature": captioner.search.temperature,  # before what depends on it
         **asdict(captioner.search),
+        # Each batch is sampled with random numbers of its own.
+        "batch_size": settings.batch_size if captioner.search.temperature else None,
     }
     del made["banned_final_ids"]  # the model's
     return made

@@ -214,6 +214,19 @@ def test_a_stop_leaves_no_row_without_its_sidecar(trained, folder, stop_after):
     assert {path.name for path in folder.glob("*.txt")} == {"0.txt", "2.txt", "4.txt"}
 
 
+def test_samples_in_other_batches_are_not_gone_on_with(trained, folder, capsys):
+    """They were two runs in one file, which no unbroken one writes; beams do not depend on it."""
+    for flags, status in (((), 1), (("--temperature", 1.0), 2)):
+        path, _ = begin(trained, folder, ".csv", *flags)
+        capsys.readouterr()
+        again = ("--output", path, "--resume", *flags, "--batch-size", 3)
+        assert run(trained, folder, *again) == status
+        if flags:
+            assert "was written with --batch-size 2, not 3" in capsys.readouterr().err
+        for file in Path().glob("*.csv*"):
+            file.unlink()
+
+
 def test_a_file_of_another_version_is_told_so(trained, folder, capsys):
     """What that version did not know of is missing from its record, which is not damaged."""
     path, _ = begin(trained, folder, ".csv")
