@@ -368,7 +368,9 @@ def _pack_parquet(part: Path) -> None:
     import pandas as pd
 
     with part.open(encoding="utf-8") as lines:
-        table = pd.DataFrame(map(json.loads, lines), columns=pd.Index(COLUMNS))
+        read = map(json.loads, lines)
+        rows = ({**row, "image": written_name(row["image"])} for row in read)
+        table = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
     table = table.astype({"familiarity": "float64"})  # also of a model that has none
     with whole_file(part) as packed:
         table.to_parquet(packed, index=False)

@@ -138,13 +138,20 @@ def test_an_output_file_stays_if_no_picture_can_be_read(trained, folder, tmp_pat
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="such names cannot be made elsewhere")
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_a_name_that_is_no_utf8_does_not_end_the_run(trained, folder, tmp_path, suffix):
-    """As old zips leave them."""
+    """As old zips leave them; it ended a table of parquet after all captions were computed."""
     odd = os.fsdecode(bytes(folder / "caf") + b"\xe9.png")
     (folder / "a.png").rename(odd)
     output = tmp_path / f"captions{suffix}"
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
     assert run(trained, "--image", folder, "--output", output) == 0
+    if suffix == ".parquet":
+        import pandas as pd
+
+        assert pd.read_parquet(output)["image"][1].endswith(r"caf\udce9.png")
+        return
     assert "caf\\udce9.png" in output.read_text(encoding="utf-8")
     if suffix == ".jsonl":
         assert json.loads(output.read_text(encoding="utf-8").splitlines()[1])["image"] == odd
