@@ -301,7 +301,9 @@ class CaptionsFile:
         _write_record(self.path, {**self.made, **self.facts, "n_pictures": self.n_pictures})
         self.part.replace(self.path)
         record_of(self.part).unlink()
-        log.info(f"written to {self.path}: {self.n_pictures:,} pictures")
+        n_new = self.n_pictures - self.n_done
+        new = f", {n_new:,} of them new" if self.n_done else ""
+        log.info(f"written to {self.path}: {self.n_pictures:,} pictures{new}")
 
     def stop(self) -> None:
         """Keep what there is, and say how to go on; a file without a picture, or merged, goes."""

@@ -125,7 +125,7 @@ def test_a_full_disk_keeps_what_was_written(trained, folder, capsys, monkeypatch
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_what_is_whole_grows_by_new_pictures(trained, folder, suffix):
+def test_what_is_whole_grows_by_new_pictures(trained, folder, capsys, suffix):
     path = Path(f"captions{suffix}")
     assert run(trained, folder, "--output", path) == 1
     before = path.read_bytes()
@@ -133,6 +133,7 @@ def test_what_is_whole_grows_by_new_pictures(trained, folder, suffix):
     assert path.read_bytes() == before
     (folder / "9.png").write_bytes((folder / "0.png").read_bytes())
     assert run(trained, folder, "--output", path, "--resume") == 1
+    assert "7 pictures, 1 of them new\n" in capsys.readouterr().err
     assert path.read_text(encoding="utf-8").count("9.png") == before.decode().count("0.png")
 
 
