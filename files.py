@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import re
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 THUMBNAILS = ("@eadir", "__macosx")  # folders of a NAS and of a Mac's zips, as good as hidden
+LONG = 200  # bytes of a name, of the 255 that most drives allow
 PART = re.compile(r"\..+\.(\d+)\.part")  # a hidden name, with the process that writes it
 
 
@@ -30,7 +32,10 @@ def whole_file(path: Path, *, flush: bool = True) -> Iterator[Path]:
     power cut cannot leave an empty file then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    name = path.name  # which may be as long as names can be: with what is added it would be longer
+    if len(os.fsencode(name)) > LONG:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    part = path.with_name(f".{name}.{os.getpid()}.part")
     try:
         yield part
         if flush:

@@ -6,11 +6,12 @@ of its description's text, so bytes are put into it, and it is not written anew 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -142,7 +143,8 @@ class Sidecars:
         if self._existing != "keep" or isinstance(source.content, UserError):  # no picture
             return False
         path = self.path(source)
-        old = _read(path)
+        with _reported(path):
+            old = _read(path)
         return self._merged(path, old, ["?"]) == old
 
     def left(self, sources: Iterable[Source]) -> Iterator[Source]:
@@ -165,17 +167,20 @@ class Sidecars:
             captions: at least one, best first.
 
         Raises:
-            UserError: there is a file that captions cannot be put into; it is left as it is.
-            OSError: of the disk.
+            UserError: it cannot be written, or captions cannot be put into a file that is there,
+                which is left as it is.
+            OSError: the disk is full.
         """
         path = self.path(source)
-        old = _read(path)
+        with _reported(path):
+            old = _read(path)
         new = self._merged(path, old, [f"{self._prefix}{c}{self._suffix}" for c in captions])
         if new == old:
             self.n_kept += 1
             return
         # Waiting for the disk thousands of times would take minutes, and a run can be repeated.
-        with whole_file(path, flush=False) as part:
+        real = Path(os.path.realpath(path))  # what a link leads to, and not the link, is written
+        with _reported(path), whole_file(real, flush=False) as part:
             part.write_bytes(new)
             with suppress(OSError):  # there is no old one, or the drive knows no permissions
                 shutil.copymode(path, part)
@@ -192,6 +197,20 @@ class Sidecars:
                 f"{one_line(str(path))} {refusal}: left as it is. Remove it, or give another "
                 "--sidecar or --sidecar-folder."
             ) from refusal
+
+
+@contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """What the system says of a sidecar concerns one picture, but for a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"{one_line(str(path))} cannot be read or written: {error.strerror or error}. Give "
+            "another --sidecar or --sidecar-folder."
+        ) from error
 
 
 def _read(path: Path) -> bytes:

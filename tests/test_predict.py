@@ -439,6 +439,17 @@ def test_an_xmp_that_is_no_xml_is_left_alone_and_named(trained, folder, capsys):
     assert (folder / "b.JPG.xmp").exists()
 
 
+def test_a_sidecar_that_cannot_be_written_is_named_and_the_rest_done(trained, folder, capsys):
+    """It ended the run, and a picture whose sidecar failed was counted twice."""
+    (folder / "a.txt").mkdir()
+    for more in ((), ("--existing", "overwrite"), ("--output", folder / "c.csv")):
+        assert run(trained, "--image", folder, "--sidecar", "txt", *more) == 1
+        assert "a.txt cannot be read or written: Is a directory" in capsys.readouterr().err
+        assert (folder / "b.txt").read_text()
+    for flags in (("--existing", "overwrite"), ()):
+        assert run(trained, folder / "a.png", "--sidecar", "txt", *flags) == 2
+
+
 def test_sidecars_for_pictures_of_a_list_on_standard_input(trained, folder, capsys, monkeypatch):
     names = f"{folder / 'a.png'}\n{folder / 'b.JPG'}\n".encode()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(names)))

@@ -1,3 +1,4 @@
+import errno
 import os
 import re
 import xml.etree.ElementTree as ET
@@ -253,9 +254,38 @@ def test_pictures_with_captions_to_keep_are_not_described_again(tmp_path):
 
 def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     (tmp_path / "photo.txt").mkdir()
-    with pytest.raises(OSError, match=r"photo\.txt"):
+    with pytest.raises(UserError, match=r"photo\.txt cannot be read or written: Is a directory"):
         Sidecars("txt", existing="overwrite").write(picture(tmp_path), ["A"])
     assert [path.name for path in tmp_path.iterdir()] == ["photo.txt"]
+
+
+def test_a_full_disk_ends_the_run_and_concerns_no_picture(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sidecars, "whole_file", full)
+    with pytest.raises(OSError, match="No space"):
+        Sidecars("txt").write(picture(tmp_path), ["A"])
+
+
+def test_what_a_link_leads_to_is_written_and_the_link_stays(tmp_path):
+    """The link was replaced by a plain file, and what it led to left as it was."""
+    (tmp_path / "kept").mkdir()
+    target, link = tmp_path / "kept/photo.txt", tmp_path / "photo.txt"
+    link.symlink_to(target)
+    for existing, after in (("keep", "A\n"), ("append", "A\nB\n")):
+        Sidecars("txt", existing=existing).write(picture(tmp_path), [after[-2:-1]])
+        assert link.is_symlink()
+        assert target.read_text() == after
+
+
+def test_a_name_may_be_as_long_as_names_can_be(tmp_path):
+    """While it was written the file had a longer name, which no drive takes: the run ended."""
+    name = f"{'x' * 240}.jpg"
+    Sidecars("xmp").write(picture(tmp_path, name), ["A"])
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.xmp"]
+    with pytest.raises(UserError, match=r"too long"):
+        Sidecars("caption").write(picture(tmp_path, f"{'x' * 250}.jpg"), ["A"])
 
 
 def test_who_may_read_a_file_stays(tmp_path):
