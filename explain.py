@@ -252,16 +252,18 @@ LEAST_SCALE = 0.5  # nats: a finer scale would paint what nobody needs to know
 FALLS, RISES = (240, 90, 0), (30, 90, 240)  # colours of a word that falls, or rises, by hiding
 
 
-def check(path: Path, *, is_one: bool, overwrite: bool) -> None:
-    """Before the work begins: whether a strip can be drawn into this file.
+def check(path: Path, picture: Path | None, *, overwrite: bool) -> None:
+    """Before the work begins: whether a strip of a picture can be drawn into this file.
 
     Raises:
         UserError: not a single picture, no format for it, or a file that is not to be replaced.
     """
-    if not is_one:
+    if picture is None:
         raise UserError("--explain draws the words of one picture: give it a single one.")
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"--explain must end in {', '.join(SUFFIXES)}, got {path}.")
+    if path.exists() and picture.exists() and path.samefile(picture):
+        raise UserError(f"{path} is the picture itself: give --explain another file.")
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists: give --overwrite to replace it.")
 

@@ -67,11 +67,12 @@ class Pictures:
                 raise UserError(f"{name[1:]}, a list of pictures, is not there: give another.")
 
     @property
-    def is_one(self) -> bool:
-        """Whether a single picture is given, and not what may hold several."""
+    def single(self) -> Path | None:
+        """The picture, if a single one is given and not what may hold several."""
         name = self.names[0]
         is_plain = name != STDIN and not _is_list(name) and not name.lower().endswith(ARCHIVES)
-        return len(self.names) == 1 and is_plain and not Path(name).is_dir()
+        is_one = len(self.names) == 1 and is_plain and not Path(name).is_dir()
+        return Path(name) if is_one else None
 
     def __iter__(self) -> Iterator[Source]:
         for found in self.with_archives():

@@ -143,7 +143,7 @@ def predict(settings: Settings, given: frozenset[str]) -> int:
     parts.require_folder(settings.output)
     pictures, sidecars = Pictures(settings.image, null=settings.null), None
     if settings.explain:
-        explain.check(settings.explain, is_one=pictures.is_one, overwrite=settings.overwrite)
+        explain.check(settings.explain, pictures.single, overwrite=settings.overwrite)
     if settings.sidecar:
         sidecars = Sidecars(
             settings.sidecar,
@@ -177,7 +177,7 @@ def predict(settings: Settings, given: frozenset[str]) -> int:
 def _describe_at_once(settings: Settings, job: Job, pictures: Pictures) -> None:
     """Caption the pictures to the terminal, to a file, or to sidecars alone."""
     sources, total = pictures.counted()
-    with _output(settings, job.captioner, one=pictures.is_one) as output:
+    with _output(settings, job.captioner, one=pictures.single is not None) as output:
         if job.sidecars and not settings.output:
             sources = job.sidecars.left(sources)
         job.describe(sources, output, total and total - output.n_done)

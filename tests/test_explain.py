@@ -299,6 +299,8 @@ def test_a_strip_is_drawn_and_the_caption_printed(trained, photo, tmp_path, caps
         (["a.png", "--explain", "s.png", "--sidecar", "txt"], "not --merge, --resume, --sidecar"),
         (["a.png", "--explain", "s.png", "--output", "out"], "give no folder as --output"),
         (["a.png", "--explain", "a.png/s.png"], "a.png"),
+        # It replaced the user's photo by the drawing.
+        (["a.png", "--explain", "./a.png", "--overwrite"], "a.png is the picture itself: give"),
         (["notes.txt", "--explain", "s.png"], "notes.txt is not a picture"),
     ],
 )
@@ -307,8 +309,10 @@ def test_what_cannot_be_explained_is_one_line_and_2(
 ):
     monkeypatch.chdir(photo.parent)
     (photo.parent / "notes.txt").write_text("no picture")
+    before = photo.read_bytes()
     assert run(trained, *flags) == 2
     err = capsys.readouterr().err
     assert message in err
     assert len(err.splitlines()) == 1
     assert not (photo.parent / "s.png").exists()
+    assert photo.read_bytes() == before
