@@ -185,6 +185,21 @@ def _refuse_address(name: str) -> None:
         )
 
 
+def refuse_as_models(paths: Iterable[Path]) -> None:
+    """Raise a ``UserError`` if pictures were named as models, by standing after that flag."""
+    for path in paths:
+        found = ""
+        if path.suffix.lower() in PICTURE_SUFFIXES:
+            found = f"{path} is no checkpoint but a picture"
+        elif path.is_dir() and not any(path.glob("*.pt")):
+            found = f"no checkpoint {path}, but a folder"
+        if found:
+            raise UserError(
+                f"{found}: --checkpoint takes all names up to the next flag. Give pictures before "
+                "it, or by --image."
+            )
+
+
 def _is_list(name: str) -> bool:
     """Whether it is ``@list.txt``; a picture may be called so, too."""
     return name.startswith("@") and not Path(name).exists()

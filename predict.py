@@ -122,7 +122,7 @@ import explain
 import integrity
 import parts
 from captioner import Captioner
-from inputs import Pictures
+from inputs import Pictures, refuse_as_models
 from job import Job
 from outputs import FLAGS, Nowhere, Output, Terminal, captions_file
 from sidecars import Sidecars
@@ -141,6 +141,7 @@ def predict(settings: Settings, given: frozenset[str]) -> int:
         n_failed = parts.merge(settings.merge, settings.output, settings.csv_separator, given)
         return cli.SOME_FAILED if n_failed else cli.DONE
     parts.require_folder(settings.output)
+    refuse_as_models(settings.checkpoint)
     pictures, sidecars = Pictures(settings.image, null=settings.null), None
     if settings.explain:
         explain.check(settings.explain, pictures.single, overwrite=settings.overwrite)

@@ -200,6 +200,11 @@ def test_pictures_may_come_and_go_while_their_folder_is_described(
         (["--image", "a.png", "--checkpoint", "notes.txt"], "notes.txt is no checkpoint"),
         (["--image", "a.png", "--checkpoint", "a.png"], "a.png is no checkpoint"),
         (["--image", "a.png", "--checkpoint", "empty"], "no checkpoint empty"),
+        # `--checkpoint best.pt holiday/`: "name the model in it, such as holiday/best.pt".
+        (["--image", "a.png", "--checkpoint", "deep"], "deep, but a folder: --checkpoint takes"),
+        (["--image", "a.png", "--checkpoint", "b.JPG"], "b.JPG is no checkpoint but a picture: -"),
+        (["--image", "a.png", "--checkpoint", "model"], "name the model in it, such as model/best"),
+        (["a.png"], "Give path/to/picture.jpg or a folder, before flags"),
         (["--image", "a.png", "--output", "captions.xlsx"], ".csv, .jsonl, .html or .parquet"),
         (["--image", "a.png", "--output", "notes.txt/x.csv"], "notes.txt"),
         (["--image", "a.png", "--beam-size", "0"], "--beam-size must be at least 1"),
@@ -211,6 +216,8 @@ def test_pictures_may_come_and_go_while_their_folder_is_described(
 def test_bad_input_is_one_line_and_2(trained, folder, capsys, monkeypatch, flags, message):
     monkeypatch.chdir(folder)
     (folder / "empty").mkdir()
+    (folder / "model").mkdir()
+    (folder / "model/best.pt").touch()
     assert run(trained, *flags) == 2
     out, err = capsys.readouterr()
     assert out == ""
