@@ -240,10 +240,10 @@ def _pair(corpus: Corpus, sources: Sequence[Captions], pictures: Pictures) -> li
     """
     of_path: dict[Path, _Image] = {}
     mended: dict[str, Path] = {}
+    bases = {s.path: s.path if s.path.is_dir() else s.path.parent for s in sources}
     for source in sources:
         hint = _split_of_file(source.path, pictures.folder) if len(sources) > 1 else None
-        base = source.path if source.path.is_dir() else source.path.parent
-        found, loose = pictures.find(source.of_image, base, hint)
+        found, loose = pictures.find(source.of_image, bases[source.path], hint, [*bases.values()])
         mended |= loose
         for name, texts in source.of_image.items():
             path = found.get(name)

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import posixpath
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
 from cli import UserError
-from columns import split_of_folders
+from columns import split_of_folders, split_of_name
 from files import below, is_file
 from pictures import PICTURE_SUFFIXES
+
+log = logging.getLogger(__name__)
 
 # Folders whose name says nothing about which pictures are in them.
 GENERIC_FOLDERS = {
@@ -31,6 +35,7 @@ GENERIC_FOLDERS = {
 }
 Parts = tuple[str, ...]  # of a path
 _URL = re.compile(r"\w{2,}:/")
+_ABSOLUTE = re.compile(r"/|\w:[\\/]")
 
 
 class Finder:
@@ -45,8 +50,10 @@ class Finder:
             self._exact.add(path)
             self._called[_loose(path.rsplit("/", 1)[-1])].append(path)
 
-    def find(self, name: str) -> tuple[list[str], bool]:
-        """The paths that a name fits best, and whether it fits them to the letter.
+    def find(
+        self, name: str, may_be: Callable[[str], bool] = lambda _: True
+    ) -> tuple[list[str], bool]:
+        """Of the paths that may be meant those that a name fits best, and whether to the letter.
 
         To the letter it is a path or the end of one. Else letter case, Unicode form,
         percent-encoding, the kind of slash, ``.jpeg`` for ``.jpg`` and a missing suffix do not
@@ -54,16 +61,16 @@ class Finder:
         contradict each other.
         """
         plain = posixpath.normpath(name)
-        if plain in self._exact:
+        if plain in self._exact and may_be(plain):
             return [plain], True
-        called = self._called.get(_loose(plain.rsplit("/", 1)[-1]), [])
+        called = list(filter(may_be, self._called.get(_loose(plain.rsplit("/", 1)[-1]), [])))
         to_the_letter = [path for path in called if path.endswith(f"/{plain}")]
         if to_the_letter:
             return to_the_letter, True
         *folders, last = _parts(name)
-        called = self._called.get(last, [])
+        called = list(filter(may_be, self._called.get(last, [])))
         if not called and PurePosixPath(last).suffix not in PICTURE_SUFFIXES:
-            called = self._by_stem().get(last, [])
+            called = list(filter(may_be, self._by_stem().get(last, [])))
         loose = [(path, _parts(path)[:-1]) for path in called]
         whole = [path for path, of in loose if of[len(of) - len(folders) :] == tuple(folders)]
         return whole or [path for path, of in loose if _agree(of, tuple(folders))], False
@@ -113,17 +120,21 @@ class Pictures:
         self.folder = folder
         self._of = {below(path, folder): path for path in files}
         self._finder = Finder(self._of)
+        self._has_compared = False  # a picture with a namesake in deeper folders
 
     def find(
-        self, names: Iterable[str], base: Path, split: str | None
+        self, names: Iterable[str], base: Path, split: str | None, others: Sequence[Path] = ()
     ) -> tuple[dict[str, Path], dict[str, Path]]:
         """Map names to pictures, for those that are there.
+
+        A file's pictures are below its own folder, else in folders of its split, else anywhere:
+        where some are, the others are missing rather than a namesake elsewhere.
 
         Args:
             names: what a captions file calls them.
             base: the captions file's folder.
-            split: that the file is about, if it says so: of pictures with the same name those in
-                a folder of this split are meant.
+            split: that the file is about, if it says so.
+            others: folders of captions files that belong to it, whose pictures are not its own.
 
         Returns:
             All that were found, and of these the ones that fit a picture, but not to the letter.
@@ -132,59 +143,126 @@ class Pictures:
             UserError: several different pictures fit a name equally well.
         """
         names = list(names)
-        their_folder = _common_folder(names)
-        place = os.path.relpath(base, self.folder).replace(os.sep, "/")
+        place = _relative(base, self.folder)
+        for may_be in self._where(place, split, [_relative(path, self.folder) for path in others]):
+            found, loose = self._find(names, base, place, may_be)
+            if found:
+                return found, loose
+        return {}, {}
+
+    def _where(
+        self, place: str, split: str | None, others: Sequence[str]
+    ) -> Iterator[Callable[[str, str], bool]]:
+        """Whether a name may mean a path: by where a file's pictures are looked for, in order."""
+
+        def is_near(_: str, path: str) -> bool:
+            return path.startswith(f"{place}/")
+
+        def is_of_split(name: str, path: str) -> bool:
+            there = split_of_folders(path)  # the name may speak of its own: val2014/a.jpg
+            return there is not None and there in (
+                split,
+                split_of_folders(name) or split_of_name(name.rsplit("/", 1)[-1]),
+            )
+
+        if place != "." and not place.startswith(".."):
+            if split:
+                yield lambda name, path: is_near(name, path) and is_of_split(name, path)
+            yield is_near
+        foreign = tuple(f"{other}/" for other in others if not f"{place}/".startswith(f"{other}/"))
+        foreign = tuple(other for other in foreign if other != "./")
+        if split:
+            yield lambda name, path: is_of_split(name, path) and not path.startswith(foreign)
+        yield lambda _, path: not path.startswith(foreign)
+
+    def _find(
+        self, names: list[str], base: Path, place: str, may_be: Callable[[str, str], bool]
+    ) -> tuple[dict[str, Path], dict[str, Path]]:
         found: dict[str, Path] = {}
         loose: dict[str, Path] = {}
-        claims: dict[Path, set[str]] = defaultdict(set)  # folders of the names that fit loosely
         for name in names:
-            if path := self._at(name, base, place):
+            fits = partial(may_be, name)
+            if path := self._at(name, base, place, fits):
                 found[name] = path
                 continue
-            is_foreign = bool(their_folder) and name.startswith(their_folder)
-            paths, to_the_letter = self._finder.find(name.removeprefix(their_folder))
+            is_foreign = _ABSOLUTE.match(name)
+            paths, to_the_letter = self._finder.find(self._here(name) if is_foreign else name, fits)
             if not paths or _leaves(name):
                 continue
-            path = self._of[self._choose(name, paths, place, split)]
+            path = self._of[self._choose(name, paths)]
             if to_the_letter and not is_foreign:
                 found[name] = path
             else:
                 loose[name] = path
-                is_url = _URL.match(name)
-                claims[path].add(name.rpartition("/")[0] if is_url else "/".join(_parts(name)[:-1]))
-        # A picture that names in two folders lay claim to is neither's for sure.
-        agreed = {name: path for name, path in loose.items() if len(claims[path]) == 1}
+        # A picture that another name fits better, or as well, is not this one's for sure.
+        owners: dict[Path, set[str]] = {path: set() for path in loose.values()}
+        for name, path in found.items():
+            if path in owners:
+                owners[path].add(_spelling(name))
+        claims: dict[Path, set[str]] = defaultdict(set)
+        for name, path in loose.items():
+            claims[path].add(_spelling(name))
+        agreed = {
+            name: path
+            for name, path in loose.items()
+            if _spelling(name) in owners[path] or (not owners[path] and len(claims[path]) == 1)
+        }
         return found | agreed, agreed
+
+    def _here(self, name: str) -> str:
+        """An absolute name without the folders of another machine that say nothing here.
+
+        These come before the first that is below this folder too; the last one stays.
+        """
+        parts = [part for part in re.split(r"[/\\]", re.sub(r"^\w:", "", name)) if part]
+        while len(parts) > 2 and (
+            _loose(parts[0]) in GENERIC_FOLDERS or _loose(parts[0]) not in self._folders
+        ):
+            del parts[0]
+        return "/".join(parts)
+
+    @cached_property
+    def _folders(self) -> set[str]:
+        """The names of all folders, as loosely as they are compared."""
+        folders = {path.rpartition("/")[0] for path in self._of}
+        return {part for folder in folders for part in _parts(folder)}
 
     def nearest(self, name: str) -> str | None:
         """The picture whose path is most like a name, for a message; None if there are none."""
         paths = [p for p in self._of if PurePosixPath(p).suffix.lower() in PICTURE_SUFFIXES][:1000]
         return max(paths, key=lambda path: _likeness(path, name), default=None)
 
-    def _at(self, name: str, base: Path, place: str) -> Path | None:
+    def _at(self, name: str, base: Path, place: str, may_be: Callable[[str], bool]) -> Path | None:
         """The file whose path the name is, unless that leaves the folders of data and captions."""
         if name.startswith("/"):
             return self._of.get(os.path.relpath(name, self.folder))
-        near = self._of.get(posixpath.normpath(f"{place}/{name}"))
-        if near is None and place.startswith(".."):  # the captions lie elsewhere
+        if place.startswith(".."):  # the captions lie elsewhere
             beside = base / name
-            near = beside if is_file(beside) and not _leaves(name) else None
-        return near or self._of.get(posixpath.normpath(name))
+            if is_file(beside) and not _leaves(name):
+                return beside
+        at = (posixpath.normpath(f"{place}/{name}"), posixpath.normpath(name))
+        return next((self._of[path] for path in at if path in self._of and may_be(path)), None)
 
-    def _choose(self, name: str, paths: list[str], place: str, split: str | None) -> str:
-        """Of several pictures that fit a name the one that is meant."""
-        near = [path for path in paths if path.startswith(f"{place}/")]
-        of_split = [path for path in paths if split and split_of_folders(path) == split]
-        paths = near or of_split or paths
+    def _choose(self, name: str, paths: list[str]) -> str:
+        """Of several pictures that fit a name the one that is meant: the shallowest."""
         depth = min(path.count("/") for path in paths)
-        paths = [path for path in paths if path.count("/") == depth]
-        if len(paths) > 1 and not _are_copies([self._of[path] for path in paths]):
+        first, *others = (path for path in paths if path.count("/") == depth)
+        if others and not _are_copies([self._of[path] for path in (first, *others)]):
             raise UserError(
-                f"{name} may be {paths[0]} or {paths[1]} in {self.folder}, and these are "
-                f"different: write the folder into the name, as {paths[0]}, or name a folder "
+                f"{name} may be {first} or {others[0]} in {self.folder}, and these are "
+                f"different: write the folder into the name, as {first}, or name a folder "
                 "with one of them by --data."
             )
-        return paths[0]
+        place = first.rpartition("/")[0]
+        elsewhere = [path for path in paths if place and not path.startswith(f"{place}/")]
+        if elsewhere and not self._has_compared:  # one pair tells, and large files take long
+            self._has_compared = True
+            if not _are_copies([self._of[first], self._of[elsewhere[-1]]]):
+                log.warning(
+                    f"warning: {name} is taken for {first}, and {elsewhere[-1]} is another "
+                    "picture: write the folders into the names if deeper ones are meant."
+                )
+        return first
 
 
 def _likeness(one: str, other: str) -> float:
@@ -195,15 +273,16 @@ def _leaves(name: str) -> bool:
     return posixpath.normpath(name.replace("\\", "/")).startswith("..")
 
 
-def _common_folder(names: Sequence[str]) -> str:
-    """The folder that all absolute names lie in: another machine's, which says nothing here."""
-    absolute = [name for name in names if re.match(r"/|\w:[\\/]", name)]
-    if not absolute:
-        return ""
-    shared = str(min(absolute))
-    while not max(absolute).startswith(shared):  # what first and last share, all share
-        shared = shared[:-1]
-    return re.sub(r"[^/\\]*$", "", shared)
+def _spelling(name: str) -> str:
+    """A name without what differs between spellings of one: letter case, slashes, encoding."""
+    if _URL.match(name):
+        return name
+    name = posixpath.normpath(unquote(name.replace("\\", "/")))
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return os.path.relpath(path, folder).replace(os.sep, "/")
 
 
 def copies(paths: Iterable[Path]) -> list[list[Path]]:

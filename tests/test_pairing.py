@@ -114,6 +114,112 @@ def test_of_different_pictures_that_fit_the_user_has_to_choose(tmp_path):
     assert pairs(folder) == {"1.jpg": "cats/1.jpg"}
 
 
+def captions_of(folder, *rows, name="captions.csv"):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("\n".join(["image,caption", *rows]), encoding="utf-8")
+
+
+def said(folder):
+    """The pictures' paths below the folder → their captions."""
+    return {e.path.relative_to(folder).as_posix(): e.captions for e in load_corpus(folder).examples}
+
+
+def test_a_missing_picture_is_not_its_namesake_in_another_folder(tmp_path):
+    """Where b/5.jpg was deleted its caption went to a/5.jpg, without a word."""
+    data(tmp_path, [], [f"{folder}/{i}.jpg" for folder in "ab" for i in range(8)])
+    (tmp_path / "captions.csv").unlink()
+    captions_of(tmp_path / "b", *(f"{i}.jpg,b{i}" for i in range(8)))
+    wanted = {f"b/{i}.jpg": [f"b{i}"] for i in range(8)}
+    (tmp_path / "b/5.jpg").unlink()
+    del wanted["b/5.jpg"]
+    assert said(tmp_path) == wanted  # though nobody names a/5.jpg
+    captions_of(tmp_path / "a", *(f"{i}.jpg,a{i}" for i in range(8)))
+    assert said(tmp_path) == wanted | {f"a/{i}.jpg": [f"a{i}"] for i in range(8)}
+
+
+@pytest.mark.parametrize("layout", ["annotations/captions_{}2017.csv", "{}/metadata.csv"])
+def test_a_missing_picture_of_a_split_is_not_its_namesake_in_another(tmp_path, layout):
+    """The validation caption went to the training picture, or the whole was refused."""
+    is_coco = layout.startswith("annotations")
+    train, val = ("train2017", "val2017") if is_coco else ("train", "val")
+    data(tmp_path, [], [f"{train}/1.jpg", f"{train}/5.jpg", f"{val}/1.jpg"])
+    (tmp_path / "captions.csv").unlink()
+    for split in ("train", "val"):
+        captions_of(tmp_path, f"1.jpg,{split} 1", f"5.jpg,{split} 5", name=layout.format(split))
+    assert said(tmp_path) == {
+        f"{train}/1.jpg": ["train 1"],
+        f"{train}/5.jpg": ["train 5"],
+        f"{val}/1.jpg": ["val 1"],
+    }
+    assert load_corpus(tmp_path).missing == ["5.jpg"]
+    (tmp_path / val / "1.jpg").unlink()
+    if is_coco:  # a split of one's own of the training pictures
+        (tmp_path / "train2017/1.jpg").rename(tmp_path / "train2017/2.jpg")
+        captions_of(tmp_path, "5.jpg,x", name=layout.format("train"))
+        captions_of(tmp_path, "2.jpg,y", name=layout.format("val"))
+        assert said(tmp_path) == {"train2017/5.jpg": ["x"], "train2017/2.jpg": ["y"]}
+    else:
+        assert load_corpus(tmp_path).missing == ["1.jpg", "5.jpg"]
+
+
+@pytest.mark.parametrize("name", ["val2014/1.jpg", "COCO_val2014_1.jpg"])
+def test_a_split_may_have_pictures_whose_name_speaks_of_another(tmp_path, name):
+    """Karpathy's training images of COCO lie in val2014 too."""
+    picture = f"images/val2014/{name.rpartition('/')[-1]}"
+    data(tmp_path, [], ["images/train2014/0.jpg", picture])
+    (tmp_path / "captions.csv").unlink()
+    captions_of(tmp_path, "0.jpg,x", f"{name},y", name="coco_train.csv")
+    captions_of(tmp_path, f"{name},z", name="coco_val.csv")
+    with pytest.raises(UserError, match=r"1\.jpg is in two splits, train by .* val by"):
+        load_corpus(tmp_path)  # so both have found it
+    captions_of(tmp_path, "0.jpg,x", name="coco_val.csv")
+    captions_of(tmp_path, f"{name},y", name="coco_train.csv")
+    assert said(tmp_path) == {picture: ["y"], "images/train2014/0.jpg": ["x"]}
+
+
+def test_a_deeper_picture_of_the_same_name_is_told(tmp_path, caplog):
+    """That the two differ went without a word."""
+    folder = data(tmp_path, ["0.jpg", "1.jpg"], [])
+    data(tmp_path / "x", [], ["0.jpg", "1.jpg", "small/0.jpg"])
+    (tmp_path / "x/captions.csv").unlink()
+    assert pairs(folder) == {"0.jpg": "x/0.jpg", "1.jpg": "x/1.jpg"}
+    assert not caplog.text
+    for i in range(2):
+        (tmp_path / "y/z").mkdir(exist_ok=True, parents=True)
+        (tmp_path / f"y/z/{i}.jpg").write_text("else")
+    assert pairs(folder) == {"0.jpg": "x/0.jpg", "1.jpg": "x/1.jpg"}
+    told = "warning: 0.jpg is taken for x/0.jpg, and y/z/0.jpg is another picture: write the fold"
+    assert caplog.text.count(told) == caplog.text.count("warning") == 1
+
+
+@pytest.mark.parametrize("start", ["/home/x/cats/", "C:\\Users\\me\\cats\\", "/images/x/cats/"])
+def test_absolute_names_of_one_folder_keep_it(tmp_path, start):
+    """It was dropped as what all of them share, and cats' captions went with the dogs."""
+    names = [f"{start}{i}.jpg" for i in range(3)]
+    folder = data(tmp_path, names, [f"dogs/{i}.jpg" for i in range(3)])
+    with pytest.raises(UserError, match="none of the 3 images"):
+        load_corpus(folder)
+    data(tmp_path, names, [f"photos/cats/{i}.jpg" for i in range(3)])
+    assert set(pairs(folder).values()) == {f"photos/cats/{i}.jpg" for i in range(3)}
+
+
+@pytest.mark.parametrize(
+    ("names", "picture", "found"),
+    [
+        (["0.jpg", "cats/0.jpg"], "0.jpg", ["0.jpg"]),
+        (["0.jpg", "0.jpeg"], "0.jpg", ["0.jpg"]),
+        (["/home/x/0.jpg", "0.jpg"], "0.jpg", ["0.jpg"]),
+        (["img_0.jpg", "IMG_0.jpeg", "a.jpg"], "IMG_0.JPG", []),
+        ([f"https://h/photo.jpg?id={i}" for i in range(4)] + ["a.jpg"], "photo.jpg", []),
+    ],
+)
+def test_a_picture_has_one_owner(tmp_path, names, picture, found):
+    """Captions of different images were put together under one picture."""
+    corpus = load_corpus(data(tmp_path, [*names, "a.jpg"], [picture, "a.jpg"]))
+    assert [e.name for e in corpus.examples if e.name != "a.jpg"] == found
+    assert set(corpus.missing) == {*names} - {*found, "a.jpg"}
+
+
 def test_one_picture_under_two_spellings_is_one_image(tmp_path):
     corpus = load_corpus(data(tmp_path, ["a.jpg", "./images/a.jpg", "A.jpg"], ["images/a.jpg"]))
     captions = ["caption of a.jpg", "caption of ./images/a.jpg", "caption of A.jpg"]
