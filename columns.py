@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ class Captions:
             )
 
 
+@lru_cache  # folders have thousands of pictures
 def split_of_name(name: str) -> str | None:
     """The split that a file or folder's name speaks of: ``captions_train2017``, ``devImages``."""
     splits = {SPLIT_NAMES.get(word.lower()) for word in WORDS.findall(name)} - {None}

@@ -34,6 +34,7 @@ GENERIC_FOLDERS = {
     *("jpegs", "png", "data", "dataset", "files"),
 }
 Parts = tuple[str, ...]  # of a path
+_PICTURES = tuple(PICTURE_SUFFIXES)
 _URL = re.compile(r"\w{2,}:/")
 _ABSOLUTE = re.compile(r"/|\w:[\\/]")
 
@@ -159,13 +160,13 @@ class Pictures:
             return path.startswith(f"{place}/")
 
         def is_of_split(name: str, path: str) -> bool:
-            there = split_of_folders(path)  # the name may speak of its own: val2014/a.jpg
-            return there is not None and there in (
-                split,
-                split_of_folders(name) or split_of_name(name.rsplit("/", 1)[-1]),
-            )
+            there = split_of_folders(path)
+            if there is None or there == split:
+                return there is not None
+            # The name may speak of a split of its own: val2014/a.jpg, COCO_val2014_1.jpg.
+            return there == (split_of_folders(name) or split_of_name(name.rpartition("/")[2]))
 
-        if place != "." and not place.startswith(".."):
+        if any(is_near("", path) and path.lower().endswith(_PICTURES) for path in self._of):
             if split:
                 yield lambda name, path: is_near(name, path) and is_of_split(name, path)
             yield is_near
