@@ -187,8 +187,8 @@ def _rows_in_language(rows: list[Row], names: list[str], captions: Captions) -> 
 
 
 def _is_predicted(rows: list[Row], names: set[str]) -> bool:
-    """Whether a model wrote the captions: predict.py's columns, or coco-caption's results."""
-    if {"rank", "log_prob"} <= names:
+    """Whether a model wrote the captions: its log_prob is there, or they are COCO's results."""
+    if "log_prob" in names:  # of predict.py, and of a report of evaluate.py
         return True
     is_results = {"image_id", "caption"} <= names <= {"id", "image_id", "caption"}
     return is_results and all(isinstance(row.values.get("image_id"), int) for row in rows)

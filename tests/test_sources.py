@@ -3,6 +3,7 @@ import re
 
 import pytest
 
+import report
 from cli import UserError
 from corpus import load_corpus
 
@@ -116,6 +117,21 @@ def test_a_models_captions_are_used_only_when_named(tmp_path):
     corpus = load_corpus(tmp_path)
     assert not corpus.is_predicted
     assert "own.jsonl passed over: a model's captions" in corpus.describe()
+
+
+@pytest.mark.parametrize("name", ["report.csv", "report.json"])
+def test_a_report_is_no_captions_of_people(tmp_path, name):
+    """evaluate.py took its own report, in the data's folder, for the references: BLEU 100."""
+    rows = [report.Row("a.jpg", "a model's", -4.9, {"BLEU-1": 20.0}, ["a cat", "it sits"])]
+    report.write(tmp_path / name, report.Evaluation({}, {}, {}, [], rows, []))
+    picture(tmp_path / "a.jpg")
+    write(tmp_path, annotations__captions_csv="image,caption\na.jpg,a cat\n")
+    corpus = load_corpus(tmp_path)
+    assert [e.captions for e in corpus.examples] == [["a cat"]]
+    assert f"{name} passed over: a model's captions" in corpus.describe()
+    (tmp_path / "annotations/captions.csv").unlink()
+    write(tmp_path, a_txt="it sits\n")  # nor does it go before texts beside the pictures
+    assert [e.captions for e in load_corpus(tmp_path).examples] == [["it sits"]]
 
 
 def test_of_several_files_the_one_with_splits_is_taken_and_the_other_is_told(tmp_path):
