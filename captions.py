@@ -20,6 +20,7 @@ from columns import (
     image_keys,
     image_name,
     refuse_cut_captions,
+    splits_in,
     texts_of,
 )
 from tables import (
@@ -158,7 +159,8 @@ def _read_coco(content: dict[str, Any], captions: Captions) -> None:
         values = plain_keys(row.values)
         id_ = str(values.pop("id", None))
         name_of[id_] = image_name(Row(row.where, values), image_keys(values), captions)
-        captions.add_split(name_of[id_], str(values.get("split") or ""))
+        for split in splits_in(values):
+            captions.add_split(name_of[id_], str(split))
     for row in _objects(content["annotations"], "annotations"):
         name = name_of.get(str(row.values.get("image_id")))
         if name is None:
@@ -166,6 +168,8 @@ def _read_coco(content: dict[str, Any], captions: Captions) -> None:
             continue
         for text in texts_of(row.values.get("caption"), "caption", row, captions):
             captions.add(name, text)
+        for split in splits_in(row.values):
+            captions.add_split(name, str(split))
 
 
 # ------------------------------------------------------------------------------------ JSON
@@ -211,6 +215,12 @@ def _read_layout(content: Any, captions: Captions) -> None:
     keys = [key for key, row in first_of.items() if image_column(plain_names(row), captions)]
     if keys:
         add_rows([row for key in keys for row in _objects(content[key], key)], captions)
+        unread = [k for k, v in content.items() if k.lower() in SPLIT_NAMES and v and k not in keys]
+        if unread:
+            captions.warnings.append(
+                f"{captions.path} has {listed(unread)} in another form than {keys[0]}, not read: "
+                "give objects with an image and a caption there too."
+            )
     elif image_column(plain_names(content), captions):  # JSON lines, of which there is one
         add_rows([Row("line 1", content)], captions)
     else:

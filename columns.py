@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import html
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -62,6 +63,7 @@ class Captions:
         split_of: image name → its split, where the file has a field for it.
         counts: what was passed over or mended, in words → how often.
         notes: what else its reader should know.
+        warnings: what it should be asked about: what may have been meant otherwise.
         is_predicted: a model wrote them.
     """
 
@@ -71,6 +73,7 @@ class Captions:
     split_of: dict[str, str] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     is_predicted: bool = False
 
     def add(self, image: str, caption: str) -> None:
@@ -93,7 +96,7 @@ class Captions:
         Raises:
             UserError: another row has put it into another split.
         """
-        split = SPLIT_NAMES.get(name.strip().lower())
+        split = split_named(name)
         if split and self.split_of.setdefault(image, split) != split:
             raise UserError(
                 f"{self.path} puts {image} into two splits, {self.split_of[image]} and {split}: "
@@ -106,6 +109,11 @@ def split_of_name(name: str) -> str | None:
     """The split that a file or folder's name speaks of: ``captions_train2017``, ``devImages``."""
     splits = {SPLIT_NAMES.get(word.lower()) for word in WORDS.findall(name)} - {None}
     return splits.pop() if len(splits) == 1 else None
+
+
+def split_named(value: str) -> str | None:
+    """The split that a value in a field for it stands for: ``val``, ``training set``."""
+    return SPLIT_NAMES.get(value.strip().lower()) or split_of_name(value)
 
 
 def split_of_folders(path: str) -> str | None:
@@ -154,8 +162,13 @@ def add_rows(rows: list[Row], captions: Captions) -> None:
         )
     captions.is_predicted = _is_predicted(rows, set(names))
     rows = _rows_in_language(rows, names, captions)
-    split_key = _split_key(rows, names, {*of_image, *of_caption})
+    split_key = find_split_key(rows, names, {*of_image, *of_caption})
     read = {*of_image, *of_caption, *left_out, *LANGUAGE_KEYS, split_key}
+    if unknown := _unknown_splits(rows, split_key):
+        captions.warnings.append(
+            f"{captions.path} has {listed(unknown)} for a split, which is none known here: write "
+            "train, val or test."
+        )
     if unread := [name for name in names if name not in read and name]:
         captions.notes.append(f"columns that are not read: {listed(unread)}")
     for row in rows:
@@ -166,8 +179,11 @@ def add_rows(rows: list[Row], captions: Captions) -> None:
         # One of several columns may be empty.
         for text in [text for text in texts if text.strip()] or texts[:1]:
             captions.add(image, text)
-        if split_key and image in captions.of_image:
-            captions.add_split(image, str(row.values.get(split_key) or ""))
+        if image in captions.of_image:
+            said = row.values.get(split_key) if split_key else None
+            inner = (row.values.get(key) for key in of_caption)
+            for split in [said] if said else itertools.chain(*map(splits_in, inner)):
+                captions.add_split(image, str(split))
 
 
 def _rows_in_language(rows: list[Row], names: list[str], captions: Captions) -> list[Row]:
@@ -250,16 +266,34 @@ def caption_keys(names: Iterable[str], captions: Captions) -> list[str]:
     return keys
 
 
-def _split_key(rows: list[Row], names: list[str], others: set[str]) -> str | None:
-    """The key of splits: one of a known name, or one that holds nothing but names of splits."""
+def find_split_key(rows: list[Row], names: list[str], others: set[str]) -> str | None:
+    """The key of splits: one of a known name, or one that holds nothing but names of splits.
+
+    ``valid`` alone is no split there: it may be a form's that was filled in.
+    """
     for key in [*(key for key in SPLIT_KEYS if key in names), *names]:
         if key in others:
             continue
         values = {str(row.values.get(key) or "").strip().lower() for row in rows} - {""}
-        known = values & SPLIT_NAMES.keys()
-        if known and (known == values or key in SPLIT_KEYS[:3]):
+        if key in SPLIT_KEYS[:3] and any(map(split_named, values)):
+            return key
+        if values and values <= SPLIT_NAMES.keys() and (values != {"valid"} or key in SPLIT_KEYS):
             return key
     return None
+
+
+def _unknown_splits(rows: list[Row], split_key: str | None) -> list[str]:
+    """The values of a field of splits that name none."""
+    key = split_key or "split"
+    values = dict.fromkeys(str(row.values.get(key) or "") for row in rows)
+    return [value for value in values if value.strip() and not split_named(value)]
+
+
+def splits_in(value: Any) -> list[Any]:
+    """What objects that hold captions have in a field of splits."""
+    values = value if isinstance(value, list) else [value]
+    objects = [plain_keys(item) for item in values if isinstance(item, dict)]
+    return [item[key] for item in objects for key in SPLIT_KEYS[:3] if item.get(key)]
 
 
 def image_name(row: Row, keys: Sequence[str], captions: Captions) -> str:

@@ -264,6 +264,8 @@ def _pair(corpus: Corpus, sources: Sequence[Captions], pictures: Pictures) -> li
                     f"{source.path}: leave it in one."
                 )
             image.split = image.split or split
+        for warning in source.warnings:
+            log.warning(f"warning: {warning}")
         corpus.counts.update(source.counts)
         corpus.notes += [note for note in source.notes if note not in corpus.notes]
     n_images = len(of_path) + len(corpus.missing)

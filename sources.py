@@ -5,19 +5,20 @@ Captions that a model wrote are never taken for people's unless their file is na
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from captions import SUFFIXES, read_captions, read_sidecar
 from cli import UserError
-from columns import SPLIT_NAMES, WORDS, Captions, split_of_name
+from columns import SPLIT_NAMES, WORDS, Captions, image_keys, split_of_name
 from files import below, is_file
 from pairing import Pictures
 from pictures import PICTURE_SUFFIXES
-from tables import UnknownFormat, listed
+from tables import IMAGE_SUFFIX, UnknownFormat, listed, plain_names, text_lines
 
 log = logging.getLogger(__name__)
 
@@ -45,19 +46,23 @@ def choose_captions(
     predicted: list[str] = []
     broken: list[UserError] = []
     unknown: list[UserError] = []
+    unread: dict[Path, UserError] = {}  # by their names about a split
     for path in others:
         try:
             captions = read_captions(path, language)
         except UnknownFormat as error:
-            if not split_of_name(path.stem):  # else a list of a split's images
+            if not split_of_name(path.stem):
                 unknown.append(error)
+            else:
+                unread[path] = error
         except UserError as error:  # perhaps not meant as captions
             broken.append(error)
         else:
             if captions.is_predicted:
                 predicted.append(str(path.relative_to(folder)))
             else:
-                families.setdefault(_family(captions, folder), []).append(captions)
+                key = _family(path, folder, captions.of_image)
+                families.setdefault(key, []).append(captions)
     if predicted:
         notes.append(f"{listed(predicted)} passed over: a model's captions")
     if families:
@@ -66,7 +71,12 @@ def choose_captions(
         n_texts = sum(path.suffix.lower() != ".json" for path in sidecars)
         if n_texts:
             notes.append(f"{n_texts:,} text(s) beside a picture passed over")
-        return _choose_family(folder, list(families.values()), pictures, notes)
+        chosen = _choose_family(folder, list(families.values()), pictures, notes)
+        family = _family(chosen[0].path, folder, ())
+        for path, why in unread.items():
+            if _family(path, folder, ()) == family and not _is_list(path):
+                log.warning(f"warning: {why}")
+        return chosen
     if sidecars:
         return [_read_sidecars(folder, sidecars, language)]
     if predicted:
@@ -112,7 +122,7 @@ def _candidates(folder: Path, files: Sequence[Path]) -> tuple[dict[Path, Path], 
     return sidecars, others
 
 
-def _family(captions: Captions, folder: Path) -> str:
+def _family(path: Path, folder: Path, names: Iterable[str]) -> str:
     """What files that belong together share: their names but for the split, shard or folder.
 
     ``train/metadata.jsonl`` and ``test/metadata.jsonl`` do, ``captions_train.json`` and
@@ -123,11 +133,20 @@ def _family(captions: Captions, folder: Path) -> str:
     def without_split(match: re.Match[str]) -> str:
         return "*" if match[0].lower() in {*SPLIT_NAMES, "all", "full"} else match[0]
 
-    path = captions.path
     *folders, name = (WORDS.sub(without_split, part) for part in path.relative_to(folder).parts)
-    if is_file(path.parent / next(iter(captions.of_image))):
+    if any(is_file(path.parent / name) for name in itertools.islice(names, 100)):
         folders = ["*"] * len(folders)
     return "/".join([*folders, re.sub(r"-\d+-of-\d+", "", name)])
+
+
+def _is_list(path: Path) -> bool:
+    """Whether a file seems to name images alone, by its first line."""
+    try:
+        first = next(iter(text_lines(path)), "")
+    except UserError:
+        return False
+    columns = re.split(r"[,;\t|]", first)
+    return bool(image_keys(plain_names(columns))) or bool(IMAGE_SUFFIX.search(columns[0].strip()))
 
 
 def _choose_family(

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cli import UserError
-from columns import IMAGE_KEYS, SPLIT_NAMES, split_of_folders, split_of_name
+from columns import (
+    IMAGE_KEYS,
+    Captions,
+    caption_keys,
+    find_split_key,
+    image_keys,
+    split_named,
+    split_of_folders,
+    split_of_name,
+)
 from pairing import Finder
-from tables import IMAGE_SUFFIX, parse_json, read_text, text_lines
+from tables import IMAGE_SUFFIX, parse_json, read_delimited, read_text, text_lines
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +83,11 @@ def _by_lists(names: list[str], files: Sequence[Path]) -> tuple[dict[str, str], 
     split_of: dict[str, str] = {}
     folders: list[Path] = []
     for path, split, entries in _lists(files):
-        fitting = {entry: finder.find(entry)[0] for entry in entries}
+        fitting = {entry: _found(finder, entry) for entry in entries}
         images = [found[0] for found in fitting.values() if len(found) == 1]
         strangers = [entry for entry, found in fitting.items() if len(found) != 1]
-        is_meant = images or IMAGE_SUFFIX.search(entries[0]) or "split" in path.name
+        first = re.split(r"[\s,;|]", entries[0])[0]  # perhaps with a label after it
+        is_meant = images or IMAGE_SUFFIX.search(first) or "split" in path.name
         if strangers and is_meant:
             log.warning(
                 f"warning: {len(strangers):,} of the {len(entries):,} names in {path} fit no "
@@ -92,25 +103,73 @@ def _by_lists(names: list[str], files: Sequence[Path]) -> tuple[dict[str, str], 
     return (with_train(split_of, names), f"the lists in {folders[0]}") if folders else ({}, "")
 
 
+def _found(finder: Finder, entry: str) -> list[str]:
+    """The images that a line of a list means, which may have numbers for labels after the name."""
+    images, _ = finder.find(entry)
+    if not images and (labelled := re.fullmatch(r"(\S.*?)([\s,;|]+-?\d[\d.]*)+", entry)):
+        images, _ = finder.find(labelled[1])
+    return images
+
+
 def _lists(files: Sequence[Path]) -> Iterator[tuple[Path, str, list[str]]]:
-    """The lists of a split's images: the file, the split, and the names, one a line or in JSON."""
+    """The lists of a split's images: the file, the split, and the names.
+
+    They stand in lines, in a table's column, with their split in another, or in JSON.
+    """
     for path in files:
         split, suffix = split_of_name(path.stem), path.suffix.lower()
-        if split and suffix in LIST_SUFFIXES:
-            lines = dict.fromkeys(line.strip().strip('"') for line in text_lines(path))
-            if entries := [line for line in lines if line.lower() not in IMAGE_KEYS]:
-                yield path, split, entries
-        elif suffix == ".json" and "split" in path.stem.lower():
-            content, _ = parse_json(read_text(path)[0])
-            for key, values in content.items() if isinstance(content, dict) else ():
-                split = SPLIT_NAMES.get(str(key).lower())
-                if (
-                    split
-                    and isinstance(values, list)
-                    and values
-                    and all(isinstance(v, str) for v in values)
-                ):
+        has_all = "split" in path.stem.lower()
+        if not (split or has_all) or suffix not in {*LIST_SUFFIXES, ".json"}:
+            continue
+        if suffix == ".json" and not has_all:
+            continue
+        try:
+            text, _ = read_text(path)
+        except UserError as error:
+            log.warning(f"warning: {error} Its name is that of a list of images: not read.")
+            continue
+        if suffix == ".json":
+            content, _ = parse_json(text)
+            lists = content if isinstance(content, dict) else {}
+        else:
+            lists = _columns(path, text, split)
+        for key, values in lists.items():
+            split = split_named(str(key))
+            if split and isinstance(values, list) and all(isinstance(v, str) for v in values):
+                if values:
                     yield path, split, values
+            elif split or suffix != ".json":
+                log.warning(
+                    f"warning: {path} has no names of images in a form known here: not read. Give "
+                    "a name a line, or a table with the columns image and split."
+                )
+
+
+def _columns(path: Path, text: str, split: str | None) -> dict[str, list[str] | None]:
+    """The images of each split in a text: its lines, or those of a table without captions."""
+    try:
+        rows = read_delimited(path, text, lambda names: next(iter(image_keys(names)), None))
+    except UserError:
+        lines = dict.fromkeys(line.strip().strip('"') for line in text.split("\n"))
+        entries = [line for line in lines if line and line.lower() not in IMAGE_KEYS]
+        if split:
+            return {split: entries}
+        return {"": None} if path.suffix.lower() == ".csv" else {}
+    names = list(dict.fromkeys(name for row in rows for name in row.values))
+    image = image_keys(names)[-1]
+    key = find_split_key(rows, names, {image})
+    if not key and (of_caption := caption_keys(names, Captions(path))):
+        texts = [str(row.values.get(key) or "") for key in of_caption for row in rows]
+        if not all(re.fullmatch(r"[\d.-]*", text) for text in texts):  # no mere labels
+            return {}
+    if not key and not split:
+        return {"": None}
+    lists: dict[str, list[str]] = {}
+    for row in rows:
+        of = split_named(str(row.values.get(key) or "")) if key else split
+        if of and (name := str(row.values.get(image) or "").strip()):
+            lists.setdefault(of, []).append(name)
+    return {**lists}
 
 
 def _by_folders(path_of: Mapping[str, str]) -> dict[str, str]:

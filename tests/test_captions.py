@@ -292,6 +292,62 @@ def test_splits_as_keys(tmp_path):
     assert read_captions(path).split_of == {"a.jpg": "test"}
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"a.jpg": {"caption": "x", "split": "test"}, "b.jpg": {"caption": "y"}},
+        {"a.jpg": [{"raw": "x", "split": "test"}], "b.jpg": ["y"]},
+        [
+            {"image": "a.jpg", "caption": {"text": "x", "Split": "test set"}},
+            {"image": "b.jpg", "caption": {"text": "y", "Split": ""}},
+        ],
+        {
+            "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}],
+            "annotations": [
+                {"image_id": 1, "caption": "x", "split": "test"},
+                {"image_id": 2, "caption": "y"},
+            ],
+        },
+        {
+            "images": [{"id": 1, "file_name": "a.jpg", "subset": "test"}],
+            "annotations": [{"image_id": 1, "caption": "x"}],
+        },
+    ],
+)
+def test_splits_beside_the_caption(tmp_path, content):
+    """They were dropped without a word, and a hash trained on the test images."""
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(content))
+    assert read_captions(path).split_of == {"a.jpg": "test"}
+
+
+def test_splits_that_are_not_understood_are_told(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("image,caption,split\na.jpg,x,training set\nb.jpg,y,holdout\nc.jpg,z,eval\n")
+    captions = read_captions(path)
+    assert captions.split_of == {"a.jpg": "train"}
+    assert captions.warnings == [
+        f"{path} has holdout, eval for a split, which is none known here: write train, val or test."
+    ]
+    path.write_text("image,caption,split\na.jpg,x,holdout\n")  # of none it is known
+    assert read_captions(path).warnings
+    rows = [{"image": "a.jpg", "caption": "x"}]
+    path.write_text(json.dumps({"train": rows, "val": ["b.jpg"], "test": [], "info": {"a": 1}}))
+    assert read_captions(path).warnings == [
+        f"{path} has val in another form than train, not read: give objects with an image and a "
+        "caption there too."
+    ]
+
+
+def test_a_column_of_valid_rows_is_no_split(tmp_path):
+    """All images became validation images."""
+    path = tmp_path / "x.csv"
+    path.write_text("image,caption,status\na.jpg,x,valid\nb.jpg,y,\n")
+    captions = read_captions(path)
+    assert not captions.split_of
+    assert captions.notes == ["columns that are not read: status"]
+
+
 def test_a_split_that_rows_disagree_on_is_refused(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("image,caption,split\na.jpg,x,train\na.jpg,y,val\n")

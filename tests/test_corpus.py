@@ -1,5 +1,6 @@
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,13 @@ def test_lists_that_name_nothing_are_told(tmp_path, caplog):
     [
         ("test.csv", "image\n0.jpg\n1.jpg\n"),
         ("ImageSets/Main/test.txt", "0\n1\n"),
+        ("test.txt", "0.jpg 0\n1.jpg 3\n"),
+        ("test.lst", "0.jpg\t-1\t0.5\n1 1\n"),
+        ("test.csv", "id,image\n7,0.jpg\n8,1.jpg\n"),
+        ("test.csv", "image,label\n0.jpg,0\n1.jpg,dog\n"),
+        ("test.csv", "0.jpg,0\n1.jpg,1\n"),
+        ("splits.csv", "image,split\n0.jpg,test\n1.jpg,Test\n2.jpg,training\n"),
+        ("data split.txt", "file\tset\n0.jpg\ttest\n1.jpg\ttest\n2.jpg\ttrain\n"),
         ("my_splits.json", '{"train": ["2.jpg"], "val": [], "test": ["0.jpg", "1.jpg"]}'),
     ],
 )
@@ -100,6 +108,32 @@ def test_lists_of_other_forms_and_in_folders_below(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     corpus = corpus_of(tmp_path, ["0.jpg", "1.jpg", "2.jpg"])
     assert names_of(corpus) == {"train": {"2.jpg"}, "val": set(), "test": {"0.jpg", "1.jpg"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("test.txt", "0.jpg dog\n1.jpg cat\n", "2 of the 2 names in .* as 0.jpg dog; images are"),
+        ("splits.csv", "picture id;which\n0.jpg;a\n", "no names of images in a form known here"),
+        ("splits.csv", "image;which\n0.jpg;a\n", "no names of images in a form known here"),
+        ("splits.json", '{"test": [{"image": "0.jpg"}]}', "no names of images in a form known"),
+        ("test_log.txt", "\0\1\2\0", "is no text: .* not read"),
+    ],
+)
+def test_lists_that_are_not_understood_are_told(tmp_path, caplog, name, text, words):
+    """A hash trained on test images that the user had listed, without a word."""
+    (tmp_path / name).write_text(text)
+    corpus = corpus_of(tmp_path, ["0.jpg", "1.jpg"])
+    assert "hash" in corpus.split_source
+    assert re.search(rf"warning: .*{words}", caplog.text)
+    assert name in caplog.text
+
+
+def test_tables_of_a_split_that_hold_captions_are_no_lists(tmp_path, caplog):
+    """What predict.py wrote of some pictures does not make these the test images."""
+    (tmp_path / "test.csv").write_text("image,rank,caption,log_prob\n0.jpg,1,a dog,-1\n")
+    assert "hash" in corpus_of(tmp_path, ["0.jpg", "1.jpg"]).split_source
+    assert "warning" not in caplog.text
 
 
 def test_an_image_in_the_lists_of_two_splits_is_refused(tmp_path):

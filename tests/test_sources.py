@@ -58,6 +58,31 @@ def test_files_of_the_same_name_beside_their_pictures_are_read_together(tmp_path
     assert sorted(captions) == [("cats", ["cats"]), ("dogs", ["dogs"])]
 
 
+def test_a_file_of_a_split_that_cannot_be_read_is_told(tmp_path, caplog):
+    """val.csv was passed over without a word, and a hash made of train.csv the splits."""
+    write(tmp_path, train_csv="image,caption\na.jpg,x\n", val_csv="img_fn,cap\nb.jpg,y\n")
+    write(tmp_path, test_json='{"a": 1}')
+    picture(tmp_path / "a.jpg")
+    assert load_corpus(tmp_path).path.name == "train.csv"
+    assert caplog.text.count("warning: ") == 1
+    assert "val.csv is in no format known here. Its first line" in caplog.text
+    write(tmp_path, val_csv="image\na.jpg\n")
+    assert found(load_corpus(tmp_path))["val"] == [("a.jpg", ["x"])]
+    assert caplog.text.count("warning: ") == 1
+
+
+def test_files_of_a_family_may_lack_pictures(tmp_path):
+    """Where the first was missing, the other captions of its file were left out."""
+    for folder in ("cats", "dogs"):
+        rows = "".join(f"{i}.jpg,{folder} {i}\n" for i in range(3))
+        write(tmp_path, **{f"{folder}__captions_csv": f"image,caption\n{rows}"})
+        for i in range(folder == "dogs", 3):
+            picture(tmp_path / folder / f"{i}.jpg")
+    corpus = load_corpus(tmp_path)
+    assert len(corpus.examples) == 5
+    assert corpus.missing == ["0.jpg"]
+
+
 def test_coco_files_that_name_pictures_alike(tmp_path):
     """Validation was shown the training pictures, which are called the same."""
     for split in ("train", "val"):
