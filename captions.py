@@ -110,7 +110,7 @@ def _read_text(text: str, captions: Captions) -> None:
         _read_json(text, captions)
     elif re.match(r"[^\t|]{1,400}?(#\d+\t|\.\w{2,5}#\d+ )", lines[0]):
         _read_token(lines, captions)
-    elif re.match(r"[^|]{1,400}\|\s{0,9}(\d+\s{0,9}\||comment_number)", lines[0]):
+    elif re.match(r"[^|]{1,400}\|\s{0,9}(\d+\s{0,9}\||comment_number[^|]*\|[^|]*$)", lines[0]):
         _read_pipes(lines, captions)
     else:
         rows = read_delimited(captions.path, text, lambda names: image_column(names, captions))

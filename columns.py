@@ -214,13 +214,16 @@ def refuse_cut_captions(rows: list[Row], captions: Captions) -> None:
     """Refuse a table in which a separator seems to have cut a caption in two.
 
     Programs write no blank after a separator: where a row has one in the column after the
-    captions, and the value is none of the column's others, the caption went on.
+    captions, and the value is none of the column's others, the caption went on. So it did in a
+    second column of captions, unless all of its values begin so.
     """
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     keys = caption_keys(names, captions)
     following = names[names.index(keys[-1]) + 1 :][:1] if keys else []
-    for key in following:
+    for key in [*keys[1:], *following]:
         values = [str(row.values.get(key, "")) for row in rows]
+        if key in keys and all(value[:1] in ("", " ") for value in values):
+            continue
         for row, value in zip(rows, values, strict=True):
             rest = value.strip()
             if value[:1] == " " and rest.lower() not in {"", *SPLIT_NAMES} and rest not in values:

@@ -146,6 +146,15 @@ def test_a_row_without_its_second_bar_is_repaired(tmp_path):
     assert captions.counts == {"malformed row(s) repaired": 1, "malformed row(s)": 1}
 
 
+def test_bars_with_columns_of_ones_own(tmp_path):
+    """The caption was "A dog|test", and the split was lost."""
+    path = tmp_path / "results.csv"
+    path.write_text("image|comment_number|comment|split\n0.jpg|0|A dog|test\n0.jpg|1|A|test\n")
+    captions = read_captions(path)
+    assert captions.of_image == {"0.jpg": ["A dog", "A"]}
+    assert captions.split_of == {"0.jpg": "test"}
+
+
 def test_coco_joins_ids_as_text_and_counts_orphans(tmp_path):
     """An annotation whose image was deleted from the file ended the reading."""
     content = {
@@ -181,6 +190,12 @@ def test_folder_and_name_in_two_columns(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("filepath,filename,caption\ncats/1.jpg,1.jpg,a cat\ndogs,1.jpg,a dog\n")
     assert read_captions(path).of_image == {"cats/1.jpg": ["a cat"], "dogs/1.jpg": ["a dog"]}
+
+
+def test_blanks_before_all_captions_of_a_column(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("image,caption_1,caption_2\na.jpg,A dog, A cat\nb.jpg,C,\n")
+    assert read_captions(path).of_image == {"a.jpg": ["A dog", "A cat"], "b.jpg": ["C"]}
 
 
 def test_columns_whose_numbers_are_taken(tmp_path):
@@ -403,6 +418,10 @@ LATIN = "un garçon".encode("latin-1")
         (b"image,caption\na.jpg,one\nb.jpg,one, two\n", "line 3: it has 3 fields, the header 2"),
         (b"image,caption,by\na.jpg,one,me\nb.jpg,one, two\n", "line 3: a separator seems to cut"),
         (b"image,caption,by\na.jpg,one\nb.jpg,one, two\n", "line 3: a separator seems to cut"),
+        (
+            b"image,caption_1,caption_2\na.jpg,A dog,A cat\nb.jpg,A dog, brown and black\n",
+            "line 3: a separator seems to cut the caption before 'brown and black'",
+        ),
         (b'caption,image\n"A\nb"\n', "no column or key for an image"),
         (b'[{"image": "a", "caption": NaN}]', "1 row(s) without a caption"),
         (b"Room #3 is cold\n", "in no format known"),
