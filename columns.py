@@ -12,13 +12,14 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from cli import UserError
-from tables import Row, UnknownFormat, listed, plain_keys
+from tables import Row, UnknownFormat, listed, parse_json, plain_keys
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {  # what data sets call the splits
@@ -44,6 +45,8 @@ CAPTION_STEMS = (
 LANGUAGE_KEYS = ("language", "lang", "locale")
 _CELL_ERROR = re.compile(r"#((REF|VALUE|NAME|NUM|NULL|DIV/0|SPILL|CALC)[!?]|N/A)")
 UNSPACED = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]")  # Thai, Japanese, Chinese
+# What a program wrote into a cell: a list of texts, a list of objects, an object.
+_WRITTEN = re.compile(r"""\s*(\[\s*(['"{\]]|(None|nan|null)\b)|\{\s*['"])""")
 SPLIT_KEYS = ("split", "partition", "subset", "set", "fold")
 _CAPTION_KEY = re.compile(
     rf"(?:ima?ge?_)?(?P<stem>{'|'.join(CAPTION_STEMS)})(?:s|_text)?(?:_?\d+)?"
@@ -333,7 +336,9 @@ def texts_of(value: Any, key: str, row: Row, captions: Captions) -> list[str]:
     if value is None or value == []:
         return [""]
     if isinstance(value, str):
-        return _listed_texts(value)
+        if not _WRITTEN.match(value):
+            return [value.strip()]
+        return texts_of(_written_value(value.strip(), row, captions), key, row, captions)
     if isinstance(value, list):
         if len(value) > 1 and all(isinstance(v, str) and _is_word(v) for v in value):
             return [" ".join(value)]  # the words of one caption
@@ -355,17 +360,23 @@ def _is_word(text: str) -> bool:
     return len(text.split()) == 1 and not UNSPACED.search(text)
 
 
-def _listed_texts(text: str) -> list[str]:
-    """The texts of a list that was written into a cell, as Python, numpy or JSON write it."""
-    text = text.strip()
-    if text[:2] not in ("['", '["') or text[-2:] not in ("']", '"]'):
-        return [text]
+def _written_value(text: str, row: Row, captions: Captions) -> Any:
+    """The list or object that was written into a cell, as JSON, Python or numpy write it.
+
+    Raises:
+        UserError: it is none, perhaps since its end is cut off.
+    """
+    value, error = parse_json(text)
+    if not error:
+        return value
     commas = re.sub(r"""(?<=['"])\s+(?=['"])""", ", ", text)  # numpy has none
-    try:
-        values = ast.literal_eval(commas)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return [text]
-    return values if all(isinstance(value, str) for value in values) else [text]
+    for literal in (commas, re.sub(r"\bnan\b", "None", commas)):
+        with suppress(ValueError, SyntaxError, MemoryError):
+            return ast.literal_eval(literal)
+    raise UserError(
+        f"{captions.path}, {row.where}: {listed([text])} begins as a list or object and is none "
+        "that can be read. Write the captions as plain text, or the whole of it."
+    )
 
 
 def _in_language(texts: dict[str, Any], key: str, row: Row, captions: Captions) -> list[str]:

@@ -227,8 +227,44 @@ def test_a_list_that_was_written_into_a_cell_is_a_list(tmp_path):
     for cell in cells:
         path.write_text(f"image,captions\na.jpg,{cell}\n")
         assert read_captions(path).of_image == {"a.jpg": ["a dog", "a cat"]}
-    path.write_text("image,captions\na.jpg,\"['a dog', 5]\"\n")
-    assert read_captions(path).of_image == {"a.jpg": ["['a dog', 5]"]}
+
+
+@pytest.mark.parametrize(
+    ("cell", "captions"),
+    [
+        ("['a', 'red', 'dog']", ["a red dog"]),
+        ("[{'raw': 'A red dog', 'sentid': 3}, {'raw': 'A dog'}]", ["A red dog", "A dog"]),
+        ("{'en': 'A red dog', 'fr': 'Un chien'}", ["A red dog"]),
+        ("['A dog', 'B cat', nan]", ["A dog", "B cat"]),
+        ("['A nan, and a dog', None]", ["A nan, and a dog"]),
+        ('["A dog", null]', ["A dog"]),
+        ("[nan]", []),
+        ("[]", []),
+        ("[sic] a dog ['s]", ["[sic] a dog ['s]"]),
+    ],
+)
+def test_what_programs_write_into_a_cell_is_read(tmp_path, cell, captions):
+    """It was learned as text, with brackets and quotes."""
+    path = tmp_path / "x.csv"
+    text = io.StringIO()
+    csv.writer(text).writerows([("image", "captions"), ("a.jpg", cell), ("b.jpg", "A bird")])
+    path.write_text(text.getvalue())
+    assert read_captions(path).of_image.get("a.jpg", []) == captions
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ("['a dog', 'a c", "line 3: ['a dog', 'a c begins as a list or object and is none"),
+        ("{'raw': A dog}", "line 3: {'raw': A dog} begins as a list or object"),
+        ("['a dog', 5]", "line 3: captions is 5, not a caption"),
+    ],
+)
+def test_what_cannot_be_read_in_a_cell_is_refused(tmp_path, cell, words):
+    path = tmp_path / "x.csv"
+    path.write_text(f'image,captions\nb.jpg,A bird\na.jpg,"{cell}"\n')
+    with pytest.raises(UserError, match=re.escape(words)):
+        read_captions(path)
 
 
 def test_rows_of_other_languages_are_left_out(tmp_path):
