@@ -127,13 +127,33 @@ def _decoded(content: bytes, path: Path) -> tuple[str, str]:
 
 
 def parse_json(text: str) -> tuple[Any, str]:
-    """The value of a JSON text, and the reason if it has none."""
+    """The value of a JSON text, and the reason if it has none.
+
+    Of a key that stands there several times with different values it is the list of these.
+    """
     try:
-        return json.loads(text, parse_constant=lambda _: None), ""  # NaN: what pandas lacks
+        value = json.loads(
+            text,
+            parse_constant=lambda _: None,  # NaN: what pandas lacks
+            object_pairs_hook=_collected,
+        )
+        return value, ""
     except RecursionError:
         return None, "it is nested too deep"
     except ValueError as error:
         return None, str(error)
+
+
+def _collected(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        of_key: dict[str, list[Any]] = {}
+        for key, value in pairs:
+            of_key.setdefault(key, []).append([value] if isinstance(value, str) else value)
+        for key, several in of_key.items():
+            if any(value != several[0] for value in several):
+                values[key] = several
+    return values
 
 
 def json_line(path: Path, number: int, line: str) -> Row:
