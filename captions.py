@@ -20,6 +20,7 @@ from columns import (
     image_keys,
     image_name,
     refuse_cut_captions,
+    rows_in_language,
     splits_in,
     texts_of,
 )
@@ -161,7 +162,8 @@ def _read_coco(content: dict[str, Any], captions: Captions) -> None:
         name_of[id_] = image_name(Row(row.where, values), image_keys(values), captions)
         for split in splits_in(values):
             captions.add_split(name_of[id_], str(split))
-    for row in _objects(content["annotations"], "annotations"):
+    rows = _objects(content["annotations"], "annotations")
+    for row in rows_in_language(rows, list(rows[0].values), captions):
         name = name_of.get(str(row.values.get("image_id")))
         if name is None:
             captions.counts["annotation(s) of an image that is not listed"] += 1

@@ -43,6 +43,13 @@ CAPTION_STEMS = (
     *("leyenda", "texto"),
 )
 LANGUAGE_KEYS = ("language", "lang", "locale")
+LANGUAGE_NAMES = {
+    **{"english": "en", "french": "fr", "german": "de", "spanish": "es", "italian": "it"},
+    **{"portuguese": "pt", "dutch": "nl", "russian": "ru", "polish": "pl", "czech": "cs"},
+    **{"chinese": "zh", "japanese": "ja", "korean": "ko", "thai": "th", "vietnamese": "vi"},
+    **{"arabic": "ar", "hindi": "hi", "turkish": "tr", "français": "fr", "deutsch": "de"},
+    **{"español": "es", "italiano": "it", "português": "pt", "anglais": "en", "englisch": "en"},
+}
 _CELL_ERROR = re.compile(r"#((REF|VALUE|NAME|NUM|NULL|DIV/0|SPILL|CALC)[!?]|N/A)")
 UNSPACED = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]")  # Thai, Japanese, Chinese
 # What a program wrote into a cell: a list of texts, a list of objects, an object.
@@ -164,7 +171,7 @@ def add_rows(rows: list[Row], captions: Captions) -> None:
             f"captions are {listed(of_caption)}, while {listed(left_out)} is left out"
         )
     captions.is_predicted = _is_predicted(rows, set(names))
-    rows = _rows_in_language(rows, names, captions)
+    rows = rows_in_language(rows, names, captions)
     split_key = find_split_key(rows, names, {*of_image, *of_caption})
     read = {*of_image, *of_caption, *left_out, *LANGUAGE_KEYS, split_key}
     if unknown := _unknown_splits(rows, split_key):
@@ -189,12 +196,24 @@ def add_rows(rows: list[Row], captions: Captions) -> None:
                 captions.add_split(image, str(split))
 
 
-def _rows_in_language(rows: list[Row], names: list[str], captions: Captions) -> list[Row]:
+def _language_code(name: Any) -> str:
+    """``en`` for ``English``, ``en_us`` for ``en-US``, as a column or key has it."""
+    name = str(name or "").strip().lower().replace("-", "_")
+    return LANGUAGE_NAMES.get(name, name)
+
+
+def rows_in_language(rows: list[Row], names: list[str], captions: Captions) -> list[Row]:
     """The rows in the language asked for, where a column says that there are several."""
     key = next((key for key in LANGUAGE_KEYS if key in names), None)
-    codes = [str(row.values.get(key) or "").strip().lower() for row in rows] if key else []
-    codes = [code.replace("-", "_") for code in codes]
-    if len({*codes} - {""}) < 2 or not all(map(_LANGUAGE_KEY.fullmatch, {*codes} - {""})):
+    codes = [_language_code(row.values.get(key)) for row in rows] if key else []
+    there = {*codes} - {""}
+    if len(there) < 2:
+        return rows
+    if not all(map(_LANGUAGE_KEY.fullmatch, there)):
+        captions.warnings.append(
+            f"{captions.path} has {listed(sorted(there))} for languages: all are taken. Write "
+            f"codes as {captions.language} to take one."
+        )
         return rows
     kept = [
         row
@@ -263,7 +282,8 @@ def caption_keys(names: Iterable[str], captions: Captions) -> list[str]:
     language_of = {name: match["language"] for name, match in found if match["stem"] == stem}
     if len(language_of) == 1:
         return list(language_of)
-    keys = [name for name, code in language_of.items() if code in (None, captions.language)]
+    wanted = captions.language if captions.language in language_of.values() else None
+    keys = [name for name, code in language_of.items() if code == wanted]
     if not keys:
         raise UserError(
             f"{captions.path} has {listed(language_of)} and no captions in {captions.language}: "
@@ -346,6 +366,10 @@ def texts_of(value: Any, key: str, row: Row, captions: Captions) -> list[str]:
     if isinstance(value, dict):
         inner = plain_keys(value)
         keys = caption_keys(inner, captions) or [k for k in inner if k == "tokens"]
+        said = next((inner[k] for k in LANGUAGE_KEYS if keys and k in inner), None)
+        code = _language_code(said)
+        if code and _LANGUAGE_KEY.fullmatch(code) and code.split("_")[0] != captions.language:
+            return _in_language({code: ""}, key, row, captions)
         if keys:
             return [text for k in keys for text in texts_of(inner[k], f"{key}.{k}", row, captions)]
         if inner and all(map(_LANGUAGE_KEY.fullmatch, inner)):

@@ -276,6 +276,49 @@ def test_rows_of_other_languages_are_left_out(tmp_path):
     assert read_captions(path, "fr").of_image == {"a.jpg": ["un chien"], "b.jpg": ["x y"]}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image,caption,language\na.jpg,a dog,English\na.jpg,un chien,French\n",
+        "image,caption,caption_en\na.jpg,chien,a dog\n",
+        '{"image": "a.jpg", "captions": [{"text": "un chien", "language": "fr"}, '
+        '{"text": "a dog", "language": "en-GB"}]}',
+        '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": '
+        '"un chien", "lang": "fr"}, {"image_id": 1, "caption": "a dog", "lang": "en"}]}',
+    ],
+)
+def test_one_language_is_taken(tmp_path, text):
+    """Captions in two languages were learned together."""
+    path = tmp_path / "x.csv"
+    path.write_text(text)
+    assert read_captions(path).of_image == {"a.jpg": ["a dog"]}
+    if "chien,a dog" not in text:
+        assert read_captions(path, "fr").of_image == {"a.jpg": ["un chien"]}
+
+
+def test_languages_that_are_not_known_are_told(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("image,caption,language\na.jpg,a dog,English (UK)\na.jpg,un chien,other\n")
+    captions = read_captions(path)
+    assert captions.of_image == {"a.jpg": ["a dog", "un chien"]}
+    assert captions.warnings == [
+        f"{path} has english (uk), other for languages: all are taken. Write codes as en to take "
+        "one."
+    ]
+
+
+def test_a_key_that_stands_twice_has_both_values(tmp_path):
+    """Of two captions the last was kept, without a word."""
+    path = tmp_path / "x.json"
+    path.write_text('{"a.jpg": "A", "a.jpg": ["B", "c d"], "b.jpg": "x y", "b.jpg": "x y"}')
+    assert read_captions(path).of_image == {"a.jpg": ["A", "B", "c d"], "b.jpg": ["x y"]}
+    path.write_text('{"image": "a.jpg", "caption": "A", "caption": "B", "caption": "A"}')
+    assert read_captions(path).of_image == {"a.jpg": ["A", "B", "A"]}
+    path.write_text('{"image": "a.jpg", "image": "b.jpg", "caption": "A"}')
+    with pytest.raises(UserError, match=r"line 1: image is \[\['a.jpg'\], \['b.jpg'\]\], not an"):
+        read_captions(path)
+
+
 def test_columns_that_are_not_read_and_cells_without_text_are_told(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("image,caption,source\na.jpg,a dog,me\nb.jpg,#REF!,me\nc.jpg,???,me\n")
