@@ -198,4 +198,5 @@ def _by_hash(name: str) -> str:
 
 def _share(name: str) -> float:
     """A number from 0 to 1, as if at random."""
-    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 16**8
+    content = name.encode("utf-8", "surrogateescape")  # names of files may be no UTF-8
+    return int(hashlib.sha256(content).hexdigest()[:8], 16) / 16**8

@@ -1,5 +1,6 @@
 import itertools
 import json
+import os
 import re
 from pathlib import Path
 
@@ -186,6 +187,18 @@ def test_of_few_images_one_is_for_validation(tmp_path):
     names = [f"{i}.jpg" for i in range(10)]
     splits = names_of(corpus_of(tmp_path, names))
     assert [len(splits[split]) for split in ("train", "val")] == [9, 1]
+
+
+def test_names_that_are_no_utf_8_have_a_split_too(tmp_path):
+    """Texts beside such pictures ended in a traceback."""
+    for i in range(3):
+        name = os.fsdecode(b"caf\xe9%d" % i)
+        try:
+            (tmp_path / f"{name}.jpg").write_text(name.encode("utf-8", "replace").decode())
+        except OSError:
+            pytest.skip("no such names here")
+        (tmp_path / f"{name}.txt").write_text("a dog")
+    assert len(load_corpus(tmp_path).splits["train"]) == 2
 
 
 def test_flickr30k_has_its_published_split(tmp_path):
