@@ -151,11 +151,12 @@ def files_below(folder: Path) -> list[Path]:
     """All regular files of a folder and those below, the shallowest first, in order of names.
 
     Hidden folders and files are passed over, and so is a folder that was met before: a symbolic
-    link may lead back to it.
+    link may lead back to it. Links to folders are followed last, so that a folder counts as itself.
     """
     found: list[Path] = []
     visited: set[tuple[int, int]] = set()
     level = [folder] if _is_new(folder, visited) else []
+    links: list[os.DirEntry[str]] = []
     while level:
         entries = [entry for parent in level for entry in _entries(parent)]
         level = []
@@ -163,13 +164,18 @@ def files_below(folder: Path) -> list[Path]:
             with suppress(OSError):  # a link to itself
                 if entry.is_file():
                     found.append(Path(entry.path))
+                elif entry.is_dir() and entry.is_symlink():
+                    links.append(entry)
                 elif entry.is_dir() and _is_new(entry, visited):
                     level.append(Path(entry.path))
+        while links and not level:
+            entry = links.pop(0)
+            level = [Path(entry.path)] if _is_new(entry, visited) else []
     return found
 
 
 def walk(folder: Path) -> Iterator[str]:
-    """The paths of `files_below`, in order of their names at every level, as they are found.
+    """The files of `files_below`, in order of their names at every level, as they are found.
 
     Each folder is read when its turn comes: the first path does not wait for the last.
     """

@@ -121,6 +121,7 @@ class Pictures:
         self.folder = folder
         self._of = {below(path, folder): path for path in files}
         self._finder = Finder(self._of)
+        self._real_of: dict[str, str] = {}  # folders that names speak of
         self._has_compared = False  # a picture with a namesake in deeper folders
 
     def find(
@@ -241,8 +242,27 @@ class Pictures:
             beside = base / name
             if is_file(beside) and not _leaves(name):
                 return beside
-        at = (posixpath.normpath(f"{place}/{name}"), posixpath.normpath(name))
-        return next((self._of[path] for path in at if path in self._of and may_be(path)), None)
+        for path in (posixpath.normpath(f"{place}/{name}"), posixpath.normpath(name)):
+            path = path if path in self._of else self._linked(path)
+            if path in self._of and may_be(path):
+                return self._of[path]
+        return None
+
+    def _linked(self, path: str) -> str:
+        """The path of a file in a folder that is a link to another, as the file is known here."""
+        folder, _, last = path.rpartition("/")
+        if not folder or "\0" in folder:
+            return path
+        if folder not in self._real_of:
+            self._real_of[folder] = os.path.realpath(self.folder / folder)
+        known = self._known_as.get(self._real_of[folder])
+        return f"{known}/{last}" if known else path
+
+    @cached_property
+    def _known_as(self) -> dict[str, str]:
+        """Where folders really are → their paths below this one."""
+        folders = {path.rpartition("/")[0] for path in self._of}
+        return {os.path.realpath(self.folder / folder): folder for folder in folders if folder}
 
     def _choose(self, name: str, paths: list[str]) -> str:
         """Of several pictures that fit a name the one that is meant: the shallowest."""

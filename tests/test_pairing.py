@@ -254,6 +254,15 @@ def test_links_are_followed_but_not_for_ever(tmp_path):
     assert pairs(folder) == {"a.jpg": "pictures/a.jpg"}
 
 
+@pytest.mark.parametrize("link", ["current", "zzz"])
+@pytest.mark.parametrize("of", ["v2", "data/v2"])
+def test_a_folder_and_a_link_to_it_are_one(tmp_path, link, of):
+    """Only the first of the alphabet counted, and names with the other's were not found."""
+    folder = data(tmp_path, [f"{of}/a.jpg", f"{link}/b.jpg"], [f"{of}/a.jpg", f"{of}/b.jpg"])
+    (folder / link).symlink_to(folder / of)
+    assert set(pairs(folder).values()) == {f"{of}/a.jpg", f"{of}/b.jpg"}
+
+
 def test_hidden_folders_are_passed_over(tmp_path):
     data(tmp_path, [], ["a.jpg", ".git/a.jpg", "@eaDir/a.jpg", "b/.hidden.jpg", "__MACOSX/a.jpg"])
     assert [p.name for p in files_below(tmp_path)] == ["a.jpg", "captions.csv"]
@@ -268,7 +277,20 @@ def test_copies_are_files_of_the_same_content(tmp_path):
 
 
 def test_odd_names_do_not_end_the_search(tmp_path):
-    names = ["x" * 300 + ".jpg", "a\0b.jpg", ".", "/", "..", "a.jpg", "//", "C:", "%00.jpg", 5]
+    names = [
+        "x" * 300 + ".jpg",
+        "a\0b.jpg",
+        ".",
+        "/",
+        "..",
+        "a.jpg",
+        "//",
+        "C:",
+        "C:/",
+        "%00.jpg",
+        5,
+    ]
+    names += ["a\0/b.jpg", "/a\0/b.jpg", "x" * 300 + "/b.jpg", "../a/b.jpg"]
     folder = data(tmp_path, [], ["a.jpg"])
     rows = [json.dumps({"image": name, "caption": "x"}) for name in [*names, "\ud800.jpg"]]
     (folder / "captions.csv").write_text("\n".join(rows))
