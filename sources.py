@@ -10,6 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from captions import SUFFIXES, read_captions, read_sidecar
@@ -47,7 +48,13 @@ def choose_captions(
     broken: list[UserError] = []
     unknown: list[UserError] = []
     unread: dict[Path, UserError] = {}  # by their names about a split
+    for path in [path for path in sidecars if path in others]:
+        with suppress(UserError):
+            if len(read_captions(path, language).of_image) > 1:  # captions.txt beside a plot
+                del sidecars[path]
     for path in others:
+        if path in sidecars:
+            continue
         try:
             captions = read_captions(path, language)
         except UnknownFormat as error:
@@ -65,6 +72,11 @@ def choose_captions(
                 families.setdefault(key, []).append(captions)
     if predicted:
         notes.append(f"{listed(predicted)} passed over: a model's captions")
+    if sidecars and not any(_has_pictures(family, pictures) for family in families.values()):
+        for family in families.values():  # img2dataset's parquet
+            names = listed(str(captions.path.relative_to(folder)) for captions in family)
+            notes.append(f"{names} passed over: none of its images is here")
+        families = {}
     if families:
         for warning in broken:
             log.warning(f"warning: {warning}")
@@ -72,9 +84,9 @@ def choose_captions(
         if n_texts:
             notes.append(f"{n_texts:,} text(s) beside a picture passed over")
         chosen = _choose_family(folder, list(families.values()), pictures, notes)
-        family = _family(chosen[0].path, folder, ())
+        kin = _family(chosen[0].path, folder, ())
         for path, why in unread.items():
-            if _family(path, folder, ()) == family and not _is_list(path):
+            if _family(path, folder, ()) == kin and not _is_list(path):
                 log.warning(f"warning: {why}")
         return chosen
     if sidecars:
@@ -99,7 +111,10 @@ def choose_captions(
 
 
 def _candidates(folder: Path, files: Sequence[Path]) -> tuple[dict[Path, Path], list[Path]]:
-    """The texts that lie beside a picture of the same name, and the other files to look into."""
+    """The texts that lie beside a picture of the same name, and the files to look into.
+
+    Where most pictures have no text beside them, the few may be files for all: both, then.
+    """
     suffixes = {*SUFFIXES, *SIDECARS}
     texts = [path for path in files if path.suffix.lower() in suffixes]
     pictures = {}
@@ -113,12 +128,14 @@ def _candidates(folder: Path, files: Sequence[Path]) -> tuple[dict[Path, Path], 
         picture = pictures.get(os.fspath(path.with_suffix("")))
         if picture and path.suffix.lower() in SIDECARS:
             sidecars[path] = picture
-        elif (
+        if (
             path.suffix.lower() in SUFFIXES
             and below(path, folder).count("/") <= DEEPEST
             and not path.name.startswith(OTHER_ANNOTATIONS)
         ):
             others.append(path)
+    if 2 * len(set(sidecars.values())) >= len(pictures):
+        others = [path for path in others if path not in sidecars]
     return sidecars, others
 
 
@@ -178,7 +195,7 @@ def _choose_family(
 def _has_pictures(family: list[Captions], pictures: Pictures) -> bool:
     for captions in family:
         try:
-            found, _ = pictures.find(list(captions.of_image)[:100], captions.path.parent, None)
+            found, _ = pictures.find(captions.of_image, captions.path.parent, None)
         except UserError:  # more than enough
             return True
         if found:

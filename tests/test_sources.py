@@ -208,6 +208,35 @@ def test_texts_beside_the_pictures(tmp_path):
     assert "2 text(s) beside a picture passed over" in load_corpus(tmp_path).describe()
 
 
+@pytest.mark.parametrize("name", ["captions_txt", "captions_json"])
+def test_a_captions_file_beside_a_plot_of_its_name(tmp_path, name):
+    """The table was taken for the captions of that plot."""
+    rows = {"a.jpg": "a cat", "b.jpg": "a dog"}
+    table = "\n".join(["image,caption", *map(",".join, rows.items())])
+    write(tmp_path, **{name: json.dumps(rows) if "json" in name else table})
+    for path in ("captions.png", "Images/a.jpg", "Images/b.jpg"):
+        picture(tmp_path / path)
+    assert sorted(e.captions for e in load_corpus(tmp_path).examples) == [["a cat"], ["a dog"]]
+
+
+def test_few_texts_beside_the_pictures_are_still_taken(tmp_path):
+    write(tmp_path, a_txt="a cat, and a dog\n")
+    for name in "abc":
+        picture(tmp_path / f"{name}.jpg")
+    corpus = load_corpus(tmp_path)
+    assert [(e.name, e.captions) for e in corpus.examples] == [("a.jpg", ["a cat, and a dog"])]
+
+
+def test_texts_beside_pictures_go_before_a_file_of_none_of_them(tmp_path):
+    """What img2dataset writes: its table names URLs, and nothing was found."""
+    write(tmp_path, **{"00000_csv": "url,caption,key\nhttp://x/a.jpg?w=1,x,000000\n"})
+    write(tmp_path, **{"00000__000000_txt": "a cat\n"})
+    picture(tmp_path / "00000/000000.jpg")
+    corpus = load_corpus(tmp_path)
+    assert [e.captions for e in corpus.examples] == [["a cat"]]
+    assert "00000.csv passed over: none of its images is here" in corpus.describe()
+
+
 def test_numbers_beside_the_pictures_are_no_captions(tmp_path):
     """The boxes of an object detector were learned as words."""
     picture(tmp_path / "a.jpg")
