@@ -105,4 +105,4 @@ class Job:
             return f"note: {names[0]} is {unlike}: doubt its caption"
         shown = f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
         which = f"{len(names):,} of {self.n_described:,} pictures are {unlike}"
-        return f"note: {which}, as 5 % of ordinary ones are: doubt their captions: {shown}"
+        return f"note: {which}, as are 5 % of ordinary ones: doubt their captions: {shown}"

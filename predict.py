@@ -43,6 +43,7 @@ class Settings(cli.SamplingSettings):
         1,
         "captions for each picture, best first (see --neighbour-weight); widens the beam",
         at_least=1,
+        below=100_000,
         group="captions",
     )
     sentence: bool = option(False, "write captions with a capital and a full stop")
