@@ -121,13 +121,13 @@ def evaluate(settings: Settings, given: frozenset[str]) -> int:
     corpus = _corpus(settings, models[0])
     asked = {name: getattr(settings, name) for name in given}
     search = models[0].search(asked)
-    knows_photos = any(trained.neighbours for trained in models)
-    if settings.split == "train" and search.neighbour_weight and knows_photos:
+    if settings.split != "train":
+        _warn_of_training_photos(corpus.photo_ids(settings.split), models)
+    elif search.neighbour_weight and any(trained.neighbours for trained in models):
         log.warning(
             "warning: each training photo is among its own similar photos, which raises the "
             "scores: give --neighbour-weight 0 to leave them out."
         )
-    _warn_of_training_photos(settings, models, corpus)
     torch.manual_seed(settings.seed)
     examples, found = _caption(settings, models, corpus.splits[settings.split], search)
     if len(examples) < metrics.FEW:
@@ -186,14 +186,10 @@ def _corpus(settings: Settings, trained: Checkpoint) -> Corpus:
     return corpus
 
 
-def _warn_of_training_photos(
-    settings: Settings, models: Sequence[Checkpoint], corpus: Corpus
-) -> None:
+def _warn_of_training_photos(photos: Sequence[int], models: Sequence[Checkpoint]) -> None:
     """Where splits were changed since, or in another folder, they may be among those scored."""
-    photos = torch.tensor(corpus.photo_ids(settings.split))
-    known = [torch.isin(photos, m.trained_on) for m in models if m.trained_on is not None]
-    n_known = int(torch.stack(known).any(dim=0).sum()) if known else 0
-    if n_known and settings.split != "train":
+    known = {id_ for m in models if m.trained_on is not None for id_ in m.trained_on.tolist()}
+    if n_known := sum(photo in known for photo in photos):
         log.warning(
             f"warning: {n_known:,} of the {len(photos):,} photos were trained on: the scores say "
             "little of new ones."
